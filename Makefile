@@ -1,0 +1,31 @@
+# `make demo` and `make test` do all their own set-up on a machine with Python 3.11.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test test-all lint install clean
+
+install: $(STAMP)
+
+# A CPU torch is enough for the toy world; a cluster installs its own build of the same version.
+$(STAMP): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@
+
+demo: $(STAMP)
+	$(BIN)/worldr1 demo $(ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+# Ruff, mypy and import-linter run as tests (tests/test_repository.py).
+test: $(STAMP)
+	$(BIN)/python -m pytest -m "not hand and not gpu" $(ARGS)
+
+clean:
+	rm -rf $(VENV) build *.egg-info

@@ -1,0 +1,137 @@
+"""What a rollout worker can be told. Imports neither torch nor ray."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+KernelName = Literal["sde", "cps", "dance"]
+
+DEFAULT_NOISE_LEVEL: dict[str, float] = {"sde": 0.7, "cps": 0.7, "dance": 0.3}
+"""Noise level of each step kernel where `rollout.noise_level` is unset (Flow-GRPO, Fast, Dance)."""
+
+
+class LoraConfig(BaseModel):
+    """The adapter that is trained; everything else of the policy is frozen."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rank: int = Field(default=32, ge=1, le=1024)
+    """Rank r of every adapter."""
+    alpha: float = Field(default=64.0, gt=0, allow_inf_nan=False)
+    """The adapter's output is scaled by alpha / rank."""
+    targets: tuple[str, ...] = Field(default=("to_q", "to_k", "to_v", "to_out.0"), min_length=1)
+    """Suffixes of the module names that get an adapter: q, k, v, out of every attention."""
+
+
+class PolicyConfig(BaseModel):
+    """Which video model is the policy and how it is run, in rollout and training alike."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
+    """A directory with a diffusers pipeline in safetensors, or a hub id."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Weights and activations of the transformer; schedules, kernels and latents stay float32."""
+    guidance_scale: float = Field(default=5.0, ge=1.0, le=50.0, allow_inf_nan=False)
+    """Classifier-free guidance, part of the policy; 1 switches it off and halves the cost."""
+    negative_prompt: str = ""
+    """Prompt of the unconditional branch."""
+    max_prompt_tokens: int = Field(default=512, ge=8, le=4096)
+    """Prompts are padded or cut to this length (Wan2.1: 512)."""
+    attention: Literal["native", "flash", "_flash_3", "sage"] = "native"
+    """Attention backend, by diffusers' own names."""
+    compile: bool = False
+    """Regional torch.compile of the repeated transformer blocks."""
+    lora: LoraConfig = LoraConfig()
+    """The trained adapter."""
+
+
+class RolloutConfig(BaseModel):
+    """Shape of a clip, the sampler and the size of a batch (Flow-GRPO-Fast)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    workers: int = Field(default=1, ge=1, le=4096)
+    """Rollout actors."""
+    gpus_per_worker: float = Field(default=1.0, ge=0, le=8)
+    """GPUs each of them takes; 0 runs on the CPU."""
+    cpus_per_worker: float = Field(default=1.0, gt=0, le=256)
+    """CPUs Ray books for each of them."""
+    height: int = Field(default=480, ge=16, le=2160)
+    """Pixels, a multiple of 16."""
+    width: int = Field(default=832, ge=16, le=4096)
+    """Pixels, a multiple of 16."""
+    frames: int = Field(default=81, ge=5, le=481)
+    """Video frames, 4 k + 1."""
+    sampling_steps: int = Field(default=16, ge=2, le=1000)
+    """Denoising steps of a training sample."""
+    eval_sampling_steps: int = Field(default=50, ge=2, le=1000)
+    """Denoising steps of an evaluation sample (pure ODE)."""
+    shift: float = Field(default=3.0, gt=0, le=100, allow_inf_nan=False)
+    """Wan's timestep shift; 3.0 at 480p."""
+    group_size: int = Field(default=8, ge=2, le=1024)
+    """Members G of a group: samples of one prompt that are compared with each other."""
+    groups_per_step: int = Field(default=48, ge=1, le=65536)
+    """Groups (prompts) that one optimizer step consumes."""
+    kernel: KernelName = "sde"
+    """Stochastic step inside the window."""
+    noise_level: float | None = Field(default=None, gt=0, le=10, allow_inf_nan=False)
+    """Noise level a (sde, cps) or eta (dance); unset: the kernel's own default."""
+    window_size: int = Field(default=2, ge=1, le=1000)
+    """Stochastic steps of a trajectory; all others are ODE steps."""
+    window_low: int = Field(default=1, ge=0, le=999)
+    """Smallest index of the window's first step."""
+    window_high: int | None = Field(default=None, ge=1, le=1000)
+    """Exclusive bound of the window's first step; unset: 0.4 x sampling_steps."""
+    shared_prefix: bool = True
+    """Members share the initial noise and the ODE prefix; false: each has its own noise."""
+    max_batch: int = Field(default=8, ge=1, le=1024)
+    """Clips that one forward pass of the transformer carries (guidance doubles them)."""
+
+    @model_validator(mode="after")
+    def _shapes(self) -> RolloutConfig:
+        for name in ("height", "width"):
+            value = getattr(self, name)
+            if value % 16:
+                raise ValueError(
+                    f"rollout.{name} = {value} is not a multiple of 16 (VAE stride 8 x patch 2)"
+                )
+        if self.frames % 4 != 1:
+            raise ValueError(f"rollout.frames = {self.frames} is not 4 k + 1 (e.g. 5, 9, 49, 81)")
+        last = self.sampling_steps - self.window_size
+        if self.window_stop <= self.window_low:
+            raise ValueError(
+                f"rollout.window_high = {self.window_stop} leaves no start from "
+                f"rollout.window_low = {self.window_low}; it must be larger"
+            )
+        if self.window_stop > last:
+            raise ValueError(
+                f"rollout.window_high = {self.window_stop} puts the window outside the schedule: "
+                f"with sampling_steps = {self.sampling_steps} and window_size = {self.window_size} "
+                f"it may be at most {last} (the final step is never stochastic)"
+            )
+        return self
+
+    @property
+    def window_stop(self) -> int:
+        """Exclusive bound of the window's first step, resolved."""
+        if self.window_high is not None:
+            return self.window_high
+        return max(self.window_low + 1, int(0.4 * self.sampling_steps))
+
+    @property
+    def resolved_noise_level(self) -> float:
+        """Noise level of the chosen kernel."""
+        return DEFAULT_NOISE_LEVEL[self.kernel] if self.noise_level is None else self.noise_level
+
+    @property
+    def latent_frames(self) -> int:
+        """F' = (F - 1) / 4 + 1."""
+        return (self.frames - 1) // 4 + 1
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int, int]:
+        """[16, F', H/8, W/8] of one clip."""
+        return (16, self.latent_frames, self.height // 8, self.width // 8)

@@ -1,0 +1,60 @@
+"""What the learner can be told. Imports neither torch nor ray."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class LearnerConfig(BaseModel):
+    """GRPO on FSDP2 ranks (paper section 4; Flow-GRPO, arXiv 2505.05470)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    ranks: int = Field(default=1, ge=1, le=4096)
+    """FSDP ranks; they must divide groups_per_step x group_size."""
+    gpus_per_rank: float = Field(default=1.0, ge=0, le=1)
+    """GPUs of each rank; 0 runs on the CPU over gloo."""
+    cpus_per_rank: float = Field(default=1.0, gt=0, le=256)
+    """CPUs Ray books for each rank."""
+    micro_batch: int = Field(default=1, ge=1, le=1024)
+    """Trajectories of one window step that share a forward pass."""
+    updates_per_batch: int = Field(default=1, ge=1, le=64)
+    """Optimizer updates per batch (the samples are split evenly among them)."""
+    learning_rate: float = Field(default=1e-4, ge=0, le=1, allow_inf_nan=False)
+    """AdamW's step size; 0 trains nothing."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's moment decays."""
+    weight_decay: float = Field(default=1e-4, ge=0, le=1, allow_inf_nan=False)
+    """AdamW's decoupled weight decay."""
+    beta_kl: float = Field(default=0.004, ge=0, le=1000, allow_inf_nan=False)
+    """Weight of the KL to the adapter-free reference; 0 skips the reference pass."""
+    clip_range: float = Field(default=1e-4, gt=0, le=1, allow_inf_nan=False)
+    """Epsilon of the clipped surrogate (the release: 1e-3)."""
+    advantage: Literal["group", "batch", "group_parts"] = "group"
+    """Standard deviation of the group, of the batch, or each reward part normalised in its group
+    and averaged with the reward weights (robust when one part's scale dwarfs the others)."""
+    advantage_clip: float = Field(default=5.0, gt=0, le=1000, allow_inf_nan=False)
+    """Advantages are clipped to plus or minus this."""
+    guard: bool | None = None
+    """GRPO-Guard's ratio; unset: on when max_staleness >= 1 or updates_per_batch > 1."""
+    max_grad_norm: float = Field(default=1.0, gt=0, le=1e6, allow_inf_nan=False)
+    """Norm that the gradient is clipped to."""
+    ema_decay: float = Field(default=0.99, ge=0, lt=1, allow_inf_nan=False)
+    """Decay of the running average of the trained weights; 0 keeps the raw weights."""
+    activation_checkpointing: bool = True
+    """Recompute each transformer block in the backward pass instead of storing it."""
+    timeout_s: float = Field(default=600.0, gt=0, le=86400, allow_inf_nan=False)
+    """A collective that takes longer than this kills the process group."""
+
+
+class ScheduleConfig(BaseModel):
+    """Periodic decoupled training (paper section 3.4)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    main_steps: int = Field(default=100, ge=1, le=10**9)
+    """Optimizer steps with all rewards."""
+    dynamic_steps: int = Field(default=50, ge=0, le=10**9)
+    """Optimizer steps on dynamic prompts with the general reward alone; 0: never."""

@@ -1,0 +1,44 @@
+"""What a reward worker answers: a `Score` or a `ScoreFailure`, never a number for an error."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+RewardKind = Literal["reconstruction", "judge", "aesthetic"]
+"""The three families of reward workers."""
+
+RewardPart = Literal["recon", "traj", "meta", "gen"]
+"""S_recon and S_traj (reconstruction), S_meta (judge), R_gen (aesthetic); method section 3."""
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """A scored sample, from one reward worker."""
+
+    kind: RewardKind
+    parts: Mapping[str, float]
+    """Reward parts by `RewardPart`, each in its stated range: recon, traj, meta in [0, 1], gen in
+    [-1, 1]. `traj` is absent where the prompt names no motion."""
+    raw: Mapping[str, float] = field(default_factory=dict)
+    """What was measured on the way (psnr, sharpness, motion, rotation error, raw scale, ...)."""
+    scorer: str = ""
+    """Name and version of the scorer that answered."""
+    notes: tuple[str, ...] = ()
+    """Rules that decided by definition, e.g. "texture gate: S_recon = 0"."""
+    seconds: float = 0.0
+    """Wall seconds of the scoring."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreFailure:
+    """A sample that could not be scored; never enters an average."""
+
+    kind: RewardKind
+    reason: str
+    """One sentence: what failed on what input."""
+    error: str = ""
+    """Type name of the exception, empty where none was raised."""
+    scorer: str = ""
+    seconds: float = 0.0
