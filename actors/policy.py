@@ -1,0 +1,184 @@
+"""The one definition of the policy: rollout and learner compute the same velocity.
+
+The policy is a frozen video model with a trained LoRA adapter and classifier-free guidance.
+Source: method section 2.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+
+import numpy as np
+import torch
+from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
+from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
+
+from actors import lora, wan
+from actors.config import PolicyConfig
+from actors.trajectory import LoraWeights, weights_checksum
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_CACHED_PROMPTS = 256
+"""Embeddings that stay on the device; 60 tokens of the real encoder are half a megabyte."""
+
+
+def velocity(
+    transformer: nn.Module,
+    latents: Tensor,
+    sigma: float | Tensor,
+    cond: Tensor,
+    uncond: Tensor | None,
+    guidance_scale: float,
+) -> Tensor:
+    """The policy's velocity, float32 [B, 16, F', h, w], of float32 `latents` of the same shape.
+
+    `sigma` is a number, a scalar tensor or one value per clip [B]; `cond` and `uncond` are text
+    embeddings [B or 1, L, D]. With guidance g > 1 both branches share one forward pass of 2 B and
+    v = v_uncond + g·(v_cond - v_uncond) in float32; at g = 1 `uncond` is not used.
+    `transformer` may be wrapped (FSDP2): only its forward pass and dtype are used.
+    """
+    if latents.dtype != torch.float32:
+        raise ValueError(f"latents have dtype {latents.dtype}; only torch.float32 is allowed")
+    batch = len(latents)
+    sigmas = torch.as_tensor(sigma, dtype=torch.float32, device=latents.device).expand(batch)
+    text = cond.expand(batch, -1, -1)
+    if guidance_scale == 1.0:
+        return wan.raw_velocity(transformer, latents, sigmas, text)
+    if uncond is None:
+        raise ValueError(f"uncond is None; guidance_scale = {guidance_scale} needs an embedding")
+    both = wan.raw_velocity(
+        transformer,
+        latents.repeat(2, 1, 1, 1, 1),
+        sigmas.repeat(2),
+        torch.cat([text, uncond.expand(batch, -1, -1)]),
+    )
+    with_text, without = both.chunk(2)
+    return without + guidance_scale * (with_text - without)
+
+
+class Policy:
+    """A loaded policy; `Policy.load` makes one."""
+
+    def __init__(
+        self,
+        config: PolicyConfig,
+        device: torch.device,
+        transformer: WanTransformer3DModel,
+        lora_modules_matched: int,
+        vae: AutoencoderKLWan | None,
+        text: tuple[PreTrainedTokenizerBase, UMT5EncoderModel] | None,
+    ) -> None:
+        self.config = config
+        self.device = device
+        self.transformer = transformer
+        self.lora_modules_matched = lora_modules_matched
+        self._vae = vae
+        self._text = text
+        self._embeddings: OrderedDict[str, Tensor] = OrderedDict()
+
+    @classmethod
+    def load(
+        cls,
+        config: PolicyConfig,
+        device: str | torch.device,
+        with_decoder: bool = True,
+        with_text_encoder: bool = True,
+    ) -> Policy:
+        """Load the components of `config.model` in evaluation mode and add the adapter.
+
+        ValueError if a directory lacks a component or the adapter matches nothing.
+        """
+        device, dtype = torch.device(device), _DTYPES[config.dtype]
+        wan.require_parts(config.model, with_decoder, with_text_encoder)
+        transformer = wan.load_transformer(config.model, dtype).eval()
+        matched = lora.add_lora(transformer, config.lora)
+        nn.Module.to(transformer, device)
+        if config.attention != "native":
+            transformer.set_attention_backend(config.attention)
+        if config.compile:
+            transformer.compile_repeated_blocks()
+        vae = text = None
+        if with_decoder:
+            vae = wan.load_vae(config.model).eval().requires_grad_(False)
+            nn.Module.to(vae, device)
+        if with_text_encoder:
+            tokenizer, encoder = wan.load_text_encoder(config.model, dtype)
+            text = tokenizer, encoder.eval().requires_grad_(False).to(device)
+        return cls(config, device, transformer, matched, vae, text)
+
+    @property
+    def trainable_parameters(self) -> int:
+        """Number of trained values: those of the adapter."""
+        return sum(p.numel() for p in lora.lora_parameters(self.transformer).values())
+
+    @torch.no_grad()
+    def encode(self, texts: Sequence[str]) -> Tensor:
+        """Text embeddings [B, max_prompt_tokens, D], equal to WanPipeline's; cached by text.
+
+        Every text is encoded alone, so that its embedding does not depend on its neighbours.
+        """
+        if self._text is None:
+            raise ValueError("this policy was loaded with_text_encoder=False and cannot encode")
+        tokenizer, encoder = self._text
+        length = self.config.max_prompt_tokens
+        rows = []
+        for text in texts:
+            if text not in self._embeddings:
+                self._embeddings[text] = wan.embed_prompt(tokenizer, encoder, text, length)
+            self._embeddings.move_to_end(text)
+            tokens = self._embeddings[text]
+            rows.append(nn.functional.pad(tokens, (0, 0, 0, length - len(tokens))))
+            if len(self._embeddings) > _CACHED_PROMPTS:
+                self._embeddings.popitem(last=False)
+        return torch.stack(rows)
+
+    def encode_negative(self) -> Tensor | None:
+        """Embedding [1, L, D] of the unconditional branch; None where guidance is off."""
+        if self.config.guidance_scale == 1.0:
+            return None
+        return self.encode([self.config.negative_prompt])
+
+    def velocity(
+        self, latents: Tensor, sigma: float | Tensor, cond: Tensor, uncond: Tensor | None
+    ) -> Tensor:
+        """`velocity` of this policy's own network at the configured guidance."""
+        scale = self.config.guidance_scale
+        return velocity(self.transformer, latents, sigma, cond, uncond, scale)
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Videos uint8 [B, F, H, W, 3] on the CPU of latents [B, 16, F', h, w], clip by clip.
+
+        ValueError if a clip's latents are not finite.
+        """
+        if self._vae is None:
+            raise ValueError("this policy was loaded with_decoder=False and cannot decode")
+        videos = []
+        for index, clip in enumerate(latents):
+            if not bool(torch.isfinite(clip).all()):
+                raise ValueError(
+                    f"latents of clip {index} hold NaN or infinity; only finite decode"
+                )
+            pixels = wan.decode_clip(self._vae, clip)
+            videos.append((pixels * 255).round().to("cpu", torch.uint8).permute(1, 2, 3, 0))
+        return torch.stack(videos).contiguous()
+
+    def lora_weights(self) -> dict[str, np.ndarray]:
+        """Copies of the adapter's weights, float32, by name."""
+        return lora.export_lora(self.transformer)
+
+    def load_lora(self, weights: LoraWeights) -> None:
+        """Copy `weights` into the adapter; ValueError unless names and shapes are exactly its."""
+        lora.load_lora(self.transformer, weights)
+
+    def checksum(self) -> str:
+        """`weights_checksum` of the weights that the model really holds."""
+        return weights_checksum(self.lora_weights())
+
+    def adapter_disabled(self) -> AbstractContextManager[None]:
+        """Context in which the policy is its own reference: the model without the adapter."""
+        return lora.adapter_disabled(self.transformer)

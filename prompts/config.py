@@ -1,0 +1,57 @@
+"""Settings of the camera conditioning and of the prompt sets; imports neither torch nor ray."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Amplitudes(BaseModel):
+    """How far each camera motion goes over a whole single-motion clip (the release's values).
+
+    Lengths are in scene depths (the assumed plane is at depth 1).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    push: float = Field(0.6, ge=0)
+    """Distance travelled by `push in` (forwards) and `pull out` (backwards)."""
+    move: float = Field(0.22, ge=0)
+    """Distance travelled sideways by `move left` and `move right`."""
+    pan_deg: float = Field(14.0, ge=0, lt=180)
+    """Angle turned about the vertical axis by `pan left` and `pan right`."""
+    orbit_deg: float = Field(24.0, ge=0, lt=180)
+    """Arc walked around the orbit's centre by `orbit left` and `orbit right`."""
+    orbit_radius: float = Field(0.6, gt=0)
+    """Distance of the orbit's centre in front of the camera."""
+
+
+class CameraConfig(BaseModel):
+    """Camera conditioning by noise transport (World-R1, the section on implicit conditioning)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    strength: float = Field(0.35, ge=0, le=1)
+    """Weight of the transported noise against independent noise, variance-preserving."""
+    degradation: float = Field(0.35, ge=0, le=1)
+    """Weight of the fresh noise mixed into the transported noise, variance-preserving."""
+    focal: float = Field(1.2, gt=0)
+    """Focal length of the assumed pinhole camera, in image widths."""
+    depth: float = Field(1.0, gt=0)
+    """Depth of the assumed fronto-parallel plane in front of the current camera."""
+    transport_grid: int = Field(4, ge=1)
+    """Transport cells per latent cell side: the noise is moved on a grid that much finer."""
+    amplitudes: Amplitudes = Amplitudes()
+    """Extent of each motion over a single-motion clip."""
+
+
+class PromptsConfig(BaseModel):
+    """Which prompts are trained on; each field is a built-in set's name or a path to a .jsonl."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    train: str = "toy_train"
+    """Prompts of the main phase (all rewards)."""
+    dynamic: str = "toy_dynamic"
+    """Prompts of the dynamic phase (moving objects; the general reward alone)."""
+    test: str = "toy_test"
+    """Held-out prompts of evaluations."""

@@ -1,0 +1,64 @@
+"""Trains the shipped toy model from nothing: `python -m toyworld.pretrain`.
+
+Renders clips, trains the VAE, encodes the clips, trains transformer and text encoder together, and
+writes a WanPipeline. Stages can be run one at a time and resume from their states in `--work`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKLWan
+
+from toyworld.architecture import save_pipeline
+from toyworld.clips import render_set
+from toyworld.training_tools import TrainingLog
+from toyworld.vae_training import train_vae
+
+HELDOUT_CLIPS = 256
+HELDOUT_SEED_OFFSET = 1
+
+
+def main() -> None:
+    """Parse the command line and run the stages."""
+    options = _parse()
+    torch.set_num_threads(options.threads)
+    log = TrainingLog(options.out / "pretrain.log")
+    # Rendering processes multiply small matrices: one thread each.
+    os.environ["OPENBLAS_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"] = "1"
+    videos, texts = render_set(options.work / "train", options.clips, options.seed, options.threads)
+    heldout, _ = render_set(
+        options.work / "heldout", HELDOUT_CLIPS, options.seed + HELDOUT_SEED_OFFSET, options.threads
+    )
+    vae_folder = options.work / "vae"
+    if options.stage in ("vae", "all"):
+        vae = train_vae(videos, heldout, options.vae_minutes, options.seed, options.work, log)
+        vae.save_pretrained(vae_folder)
+    if options.stage in ("transformer", "all"):
+        from toyworld.flow_training import train_transformer
+
+        vae = AutoencoderKLWan.from_pretrained(vae_folder)
+        transformer, text_encoder = train_transformer(
+            vae, videos, texts, options.transformer_minutes, options.seed, options.work, log, options.out
+        )
+        save_pipeline(options.out, vae, transformer, text_encoder)
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Train the toy Wan pipeline from scratch.")
+    parser.add_argument("--out", type=Path, default=Path("toyworld/model"))
+    parser.add_argument("--work", type=Path, default=Path("/tmp/toyworld_ckpt"))
+    parser.add_argument("--stage", choices=("vae", "transformer", "all"), default="all")
+    parser.add_argument("--vae-minutes", type=float, default=25.0)
+    parser.add_argument("--transformer-minutes", type=float, default=40.0)
+    parser.add_argument("--clips", type=int, default=10240)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
