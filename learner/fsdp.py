@@ -1,0 +1,200 @@
+"""FSDP2 on a one-dimensional mesh: process group, wrapping, gathering, sharded checkpoints.
+
+The same code runs over gloo on CPUs and NCCL on GPUs, on one rank or on many. Only LoRA tensors
+are trained; the frozen weights are sharded too, because they are what does not fit.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor, nn
+from torch.distributed.checkpoint._fsspec_filesystem import FsspecReader, FsspecWriter
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.utils.checkpoint import checkpoint
+
+log = logging.getLogger(__name__)
+
+SAVE_ATTEMPTS = 4
+"""A sharded save or load that fails with an OSError on any rank is tried this many times."""
+
+
+def start_process_group(
+    rank: int, world_size: int, init_url: str | None, device: torch.device, timeout_s: float
+) -> DeviceMesh:
+    """Join the process group of the learner ranks and return its mesh.
+
+    One rank needs no `init_url` and opens no port. A collective that takes longer than `timeout_s`
+    kills the group, which does not heal: the caller recreates every rank.
+
+    Raises ValueError where the rank does not fit the world or this process has a group already.
+    """
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank = {rank} is outside the world of {world_size} ranks")
+    if dist.is_initialized():
+        raise ValueError("this process has a process group already; close the other LearnerRank")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    store = dist.HashStore() if world_size == 1 else None
+    if store is None and not init_url:
+        raise ValueError(f"init_url is {init_url!r}; a world of {world_size} ranks needs one")
+    dist.init_process_group(
+        # Metrics are reduced on the CPU, weights on the GPU.
+        backend="cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+        init_method=None if store is not None else init_url,
+        store=store,
+        rank=rank,
+        world_size=world_size,
+        timeout=timedelta(seconds=timeout_s),
+    )
+    return init_device_mesh(device.type, (world_size,), mesh_dim_names=("shard",))
+
+
+def shard_transformer(
+    transformer: nn.Module, mesh: DeviceMesh, activation_checkpointing: bool
+) -> None:
+    """Shard a Wan transformer in place: one FSDP unit per block, one for the rest.
+
+    Every parameter computes in the dtype it is stored in (frozen weights in the policy's, LoRA in
+    float32) and gradients are reduced in float32. A `param_dtype` would round the LoRA weights and
+    Wan's float32 modulation to bfloat16 here but not in the rollout, and the ratio would no longer
+    be that of one policy (method section 2).
+    """
+    # Wan returns a view; nothing here changes it in place.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
+    policy = MixedPrecisionPolicy(reduce_dtype=torch.float32)
+    blocks = getattr(transformer, "blocks", None)
+    if not isinstance(blocks, nn.ModuleList) or len(blocks) == 0:
+        raise ValueError(
+            f"{type(transformer).__name__} has no `blocks`; FSDP shards a transformer by its blocks"
+        )
+    units = [*blocks, transformer]
+    for unit in units:
+        if activation_checkpointing and unit is not transformer:
+            _checkpoint_forward(unit)
+        fully_shard(unit, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
+        # Losses are normalised over all ranks, so that gradients are summed, never averaged.
+        unit.set_gradient_divide_factor(1.0)
+        unit.set_force_sum_reduction_for_comms(True)
+    # FSDP copies `requires_grad` when it gathers a parameter for the first time. Were that in a
+    # pass with the adapter switched off, which freezes it, LoRA would never see a gradient.
+    for unit in (transformer, *blocks):
+        unit.unshard()
+        unit.reshard()
+
+
+def _checkpoint_forward(block: nn.Module) -> None:
+    """Recompute a block in its backward pass. Replacing `forward`, rather than wrapping the module,
+    keeps the parameter names and lets FSDP's hooks run outside of the recomputation."""
+    forward = block.forward
+
+    @functools.wraps(forward)
+    def recomputed(*args: Any, **kwargs: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return forward(*args, **kwargs)
+        return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+
+    block.forward = recomputed  # type: ignore[method-assign]
+
+
+@contextmanager
+def gradient_sync(transformer: nn.Module, enabled: bool) -> Iterator[None]:
+    """Reduce gradients over the ranks in the backward passes inside only if `enabled`; otherwise
+    they pile up locally until the next pass that does (LoRA gradients are small)."""
+    assert isinstance(transformer, FSDPModule)
+    transformer.set_requires_gradient_sync(enabled)
+    try:
+        yield
+    finally:
+        transformer.set_requires_gradient_sync(True)
+
+
+def gather(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Whole float32 tensors on the CPU, on every rank. Collective: every rank must call it."""
+    return {
+        name: (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor)
+        .detach()
+        .to("cpu", torch.float32, copy=True)
+        for name, tensor in tensors.items()
+    }
+
+
+def full(tensor: Tensor) -> float:
+    """A scalar that may be sharded, as a number, the same on every rank. Collective."""
+    return float(tensor.full_tensor() if isinstance(tensor, DTensor) else tensor)
+
+
+def all_gather_rows(rows: Tensor, world_size: int) -> Tensor:
+    """[n, k] on the CPU from every rank, equal n, concatenated in rank order: [world x n, k]."""
+    if world_size == 1:
+        return rows
+    parts = [torch.empty_like(rows) for _ in range(world_size)]
+    dist.all_gather(parts, rows.contiguous())
+    return torch.cat(parts)
+
+
+def save_sharded(url: str, state: dict[str, object]) -> None:
+    """Write a (nested) state of sharded tensors to a directory on any fsspec URL; collective.
+
+    Retried on OSError with backoff; then raises OSError naming the ranks that failed.
+    """
+    # A remote object is durable when its upload is complete; only local files need an fsync.
+    local = "://" not in url or url.startswith(("file://", "local://"))
+
+    def save() -> None:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Detected an existing checkpoint")
+            dcp.save(state, storage_writer=FsspecWriter(url, sync_files=local))
+
+    _with_retries(f"saving {url}", save)
+
+
+def load_sharded(url: str, state: dict[str, object]) -> None:
+    """Fill a (nested) state of sharded tensors, in place, from `save_sharded`'s directory, written
+    by any number of ranks; collective. Raises OSError where it cannot be read."""
+    _with_retries(f"loading {url}", lambda: dcp.load(state, storage_reader=FsspecReader(url)))
+
+
+def _with_retries(what: str, call: Callable[[], object]) -> None:
+    for attempt in range(1, SAVE_ATTEMPTS + 1):
+        try:
+            call()
+            return
+        except CheckpointException as error:
+            reasons = {rank: str(wrapped[0]) for rank, wrapped in error.failures.items()}
+            transient = all(
+                isinstance(wrapped[0], OSError) and not isinstance(wrapped[0], FileNotFoundError)
+                for wrapped in error.failures.values()
+            )
+            # Every rank sees the same failures, so that all of them retry or none does.
+            if not transient or attempt == SAVE_ATTEMPTS:
+                raise OSError(f"{what} failed on ranks {reasons}") from error
+            log.warning("%s failed on ranks %s; attempt %d", what, reasons, attempt)
+            time.sleep(0.5 * 2**attempt)
+
+
+def pin_threads(threads: int | None) -> None:
+    """Fix torch's intra-op threads: matrix products differ in the last bit across thread counts."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+
+
+def stop_process_group() -> None:
+    """Leave the process group; a second call does nothing."""
+    if dist.is_initialized():
+        dist.destroy_process_group()

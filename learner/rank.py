@@ -1,0 +1,399 @@
+"""One learner rank: a plain class, wrapped by whoever spawns it.
+
+Every public method but `describe` and `close` is collective: all ranks call it in the same order,
+with the same step and groups and their own share of the trajectories. The learner draws no random
+numbers: the same inputs give the same bits.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from actors.config import PolicyConfig, RolloutConfig
+from actors.lora import lora_parameters
+from actors.policy import Policy
+from actors.sde import gaussian_kl, log_prob, schedule_hash, sigma_schedule, step_moments
+from actors.trajectory import Trajectory, WeightsVersion, require_float32, weights_checksum
+from learner import fsdp
+from learner.batch import (
+    MicroBatch,
+    RankPlan,
+    ScoredGroup,
+    advantages,
+    flat_keys,
+    non_finite_reward,
+    trainable_indices,
+)
+from learner.config import LearnerConfig
+from learner.grpo import SurrogateOutput, summarize, surrogate
+from learner.lora import start_average, to_numpy, update_average
+from learner.proof import (
+    RatioProof,
+    StartupProofError,
+    check_metadata,
+    judge,
+    proof_elements,
+    residual_gap,
+)
+from learner.schedule import guard_active
+
+__all__ = ["LearnerRank", "RankInfo", "RatioProof", "StartupProofError", "StepReport"]
+
+
+@dataclass(frozen=True, slots=True)
+class RankInfo:
+    """What a rank says of itself."""
+
+    rank: int
+    world_size: int
+    host: str
+    pid: int
+    device: str
+    threads: int
+    trained_parameters: int
+    """Values of the LoRA tensors, over all ranks."""
+    lora_modules: int
+    """Modules that the adapter matched."""
+    guard: bool
+    """Whether GRPO-Guard's ratio is used."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """What a step did; equal on every rank but for `seconds`."""
+
+    step: int
+    loss: float
+    """Mean over members and window steps, over all updates of the batch; NaN if none was tried."""
+    metrics: Mapping[str, float]
+    """`learner.grpo.summarize` of all samples, and counts of samples, groups and updates."""
+    grad_norm: float
+    """Gradient norm before clipping, the largest of the batch's updates."""
+    update_skipped: bool
+    """Whether any update of the batch was not applied."""
+    skip_reason: str
+    """One sentence; empty where every update was applied."""
+    seconds: float
+
+
+class _Density(NamedTuple):
+    """The policy's density of one stored step of B trajectories."""
+
+    sample: Tensor
+    mean: Tensor
+    std: Tensor
+    dt: Tensor
+
+
+class LearnerRank:
+    """Holds one shard of the policy and trains its LoRA tensors by GRPO (method section 4)."""
+
+    def __init__(
+        self,
+        rank: int,
+        world_size: int,
+        policy: PolicyConfig,
+        learner: LearnerConfig,
+        rollout: RolloutConfig,
+        seed: int,
+        init_url: str | None,
+        device: str = "cpu",
+        threads: int | None = None,
+    ) -> None:
+        """Join the process group, load the policy and shard it; blocks until every rank is there.
+
+        `init_url`: where the ranks meet, such as "tcp://10.0.0.1:29500"; one rank needs none.
+        `learner.guard` unset means: on when `updates_per_batch` > 1; a caller that trains with
+        staleness sets it (`learner.schedule.guard_active`). `seed` fixes the elements that the
+        startup proof compares.
+        """
+        fsdp.pin_threads(threads)
+        self._rank, self._world_size, self._seed = rank, world_size, seed
+        self._policy_config, self._config, self._rollout = policy, learner, rollout
+        self._guard = guard_active(learner, max_staleness=0)
+        self._schedule_hash = schedule_hash(sigma_schedule(rollout.sampling_steps, rollout.shift))
+        self._device = torch.device(device)
+        # Loaded before the ranks meet: a model that cannot be loaded must not leave a group behind.
+        self._policy = Policy.load(policy, self._device, with_decoder=False)
+        mesh = fsdp.start_process_group(rank, world_size, init_url, self._device, learner.timeout_s)
+        self._transformer = cast(nn.Module, self._policy.transformer)
+        fsdp.shard_transformer(self._transformer, mesh, learner.activation_checkpointing)
+        self._lora = lora_parameters(self._transformer)
+        self._average = start_average(self._lora)
+        self._optimizer = torch.optim.AdamW(
+            self._lora.values(),
+            lr=learner.learning_rate,
+            betas=learner.betas,
+            weight_decay=learner.weight_decay,
+        )
+        for parameter in self._lora.values():
+            # Present from the start, so that a checkpoint of step 0 has the same layout.
+            self._optimizer.state[parameter] = {
+                "step": torch.zeros(()),
+                "exp_avg": torch.zeros_like(parameter.detach()),
+                "exp_avg_sq": torch.zeros_like(parameter.detach()),
+            }
+
+    def describe(self) -> RankInfo:
+        """Where this rank runs and what it trains."""
+        return RankInfo(
+            rank=self._rank,
+            world_size=self._world_size,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            device=str(self._device),
+            threads=torch.get_num_threads(),
+            trained_parameters=sum(p.numel() for p in self._lora.values()),
+            lora_modules=self._policy.lora_modules_matched,
+            guard=self._guard,
+        )
+
+    @torch.no_grad()
+    def prove(self, *trajectories: Trajectory) -> RatioProof:
+        """Compare the learner's density with the stored one at every stored step (method
+        section 2); every rank is given the same trajectories, drawn with the current weights.
+
+        Raises StartupProofError, in one sentence that names what differs.
+        """
+        if not trajectories:
+            raise StartupProofError("no trajectory was given to compare; at least one is needed")
+        checksum = weights_checksum(to_numpy(fsdp.gather(self._lora)))
+        for trajectory in trajectories:
+            check_metadata(trajectory, self._policy_config, self._rollout, checksum)
+        elements = proof_elements(trajectories[0].states[0].numel(), self._seed).to(self._device)
+        log_ratios, gaps = [], []
+        for trajectory in trajectories:
+            for w in range(len(trajectory.means)):
+                density = self._density([trajectory], w)
+                new = log_prob(density.sample, density.mean, density.std)
+                log_ratios.append(abs(float(new) - float(trajectory.log_probs[w])))
+                old_mean = trajectory.means[w][None].to(self._device)
+                gaps.append(
+                    residual_gap(density.sample, old_mean, density.mean, density.std, elements)
+                )
+        return judge(
+            log_ratios,
+            gaps,
+            len(trajectories),
+            len(log_ratios),
+            self._policy_config,
+            self._config.clip_range,
+        )
+
+    def step(
+        self,
+        step: int,
+        groups: Sequence[ScoredGroup],
+        plan: RankPlan,
+        *trajectories: Trajectory,
+    ) -> StepReport:
+        """Train on one batch: all scored groups, this rank's plan (`plan_batch`) and the
+        trajectories that the plan's `samples` names, in that order.
+
+        An update whose rewards, loss or gradient are not finite is skipped, never applied in part.
+        Raises ValueError where trajectories and plan do not fit.
+        """
+        started = time.perf_counter()
+        shipped = self._require_shipped(groups, plan, trajectories)
+        reason = non_finite_reward(groups) or (
+            "" if any(plan.updates) else "all rewards of every group are equal: no gradient"
+        )
+        rows: list[Tensor] = []
+        losses, norms, skipped = [], [], 0
+        if not reason:
+            values = advantages(groups, self._config.advantage, self._config.advantage_clip)
+            for update in filter(None, plan.updates):
+                update_rows = self._backward(update, shipped, values)
+                rows.append(update_rows)
+                loss, norm, why = self._apply(update_rows)
+                losses.append(loss)
+                norms.append(norm)
+                skipped += bool(why)
+                reason = reason or why
+        return StepReport(
+            step=step,
+            loss=math.fsum(losses) / len(losses) if losses else math.nan,
+            metrics=self._metrics(rows, groups, skipped if losses else 1),
+            grad_norm=max(norms) if norms else math.nan,
+            update_skipped=bool(reason),
+            skip_reason=reason,
+            seconds=time.perf_counter() - started,
+        )
+
+    def weights(self, step: int, lineage: str) -> tuple[WeightsVersion, dict[str, np.ndarray]]:
+        """The whole LoRA tensors under the version that the caller gives them.
+
+        Only rank 0 returns the tensors (the others an empty dict), so that they are shipped once.
+        """
+        full = to_numpy(fsdp.gather(self._lora))
+        version = WeightsVersion(step, lineage, weights_checksum(full))
+        return version, full if self._rank == 0 else {}
+
+    def ema_weights(self) -> dict[str, np.ndarray]:
+        """The running average of the whole LoRA tensors; rank 0 only, as in `weights`."""
+        full = to_numpy(fsdp.gather(self._average))
+        return full if self._rank == 0 else {}
+
+    def save(self, url: str) -> None:
+        """Write this rank's shards of weights, average and optimizer below a directory URL."""
+        fsdp.save_sharded(url, self._state())
+
+    def load(self, url: str) -> None:
+        """Read what `save` wrote, on any number of ranks. Raises OSError if that fails."""
+        fsdp.load_sharded(url, self._state())
+
+    def close(self) -> None:
+        """Leave the process group; the object is of no use afterwards."""
+        fsdp.stop_process_group()
+
+    def _state(self) -> dict[str, object]:
+        """The tensors themselves, by name: saving reads them and loading writes into them."""
+        state = self._optimizer.state
+        return {
+            "lora": {name: parameter.detach() for name, parameter in self._lora.items()},
+            "average": dict(self._average),
+            "optimizer": {name: dict(state[parameter]) for name, parameter in self._lora.items()},
+        }
+
+    def _require_shipped(
+        self,
+        groups: Sequence[ScoredGroup],
+        plan: RankPlan,
+        trajectories: Sequence[Trajectory],
+    ) -> dict[int, Trajectory]:
+        """The trajectories by their position in the flat list, checked one by one."""
+        keys = flat_keys(groups)
+        if len(trajectories) != len(plan.samples):
+            raise ValueError(
+                f"rank {self._rank} got {len(trajectories)} trajectories; its plan names "
+                f"{len(plan.samples)}"
+            )
+        shipped = dict(zip(plan.samples, trajectories, strict=True))
+        for index, trajectory in shipped.items():
+            meta = trajectory.meta
+            if index >= len(keys) or (meta.group, meta.member) != keys[index]:
+                raise ValueError(
+                    f"trajectory {index} is of group {meta.group} member {meta.member}, not of "
+                    f"{keys[index] if index < len(keys) else 'any scored group'}: trajectories "
+                    "must be sorted by (group, member)"
+                )
+            require_float32(trajectory)
+            if meta.schedule_hash != self._schedule_hash:
+                raise ValueError(
+                    f"trajectory of group {meta.group} member {meta.member} was drawn on another "
+                    "sigma schedule than the learner's"
+                )
+        return shipped
+
+    def _backward(
+        self,
+        update: Sequence[MicroBatch],
+        shipped: Mapping[int, Trajectory],
+        values: Sequence[float],
+    ) -> Tensor:
+        """Accumulate one update's gradient; per-sample rows [n, 7] of all ranks, float64."""
+        window = self._rollout.window_size
+        passes = [(micro, w) for micro in update for w in range(window)]
+        rows = []
+        for number, (micro, w) in enumerate(passes):
+            batch = [shipped[i] for i in micro.indices]
+            advantage = torch.tensor([values[i] for i in micro.indices], device=self._device)
+            weight = torch.tensor(micro.weights, device=self._device) / window
+            last = number == len(passes) - 1
+            with fsdp.gradient_sync(self._transformer, enabled=last):
+                output = self._surrogate(batch, w, advantage)
+                (output.loss * weight).sum().backward()
+            columns = (
+                weight, advantage, output.ratio, output.log_ratio, output.muted, output.kl,
+                output.loss.detach(),
+            )  # fmt: skip
+            rows.append(torch.stack([c.double() for c in columns], dim=1).cpu())
+        return fsdp.all_gather_rows(torch.cat(rows), self._world_size)
+
+    def _surrogate(self, batch: Sequence[Trajectory], w: int, advantage: Tensor) -> SurrogateOutput:
+        """Loss of window step w of some trajectories, per sample."""
+        beta = self._config.beta_kl
+        reference: Tensor | None = None
+        if beta > 0:
+            # Before the pass that is differentiated, whose graph must see the adapter's flags as
+            # they are in the backward pass.
+            with torch.no_grad(), self._policy.adapter_disabled():
+                reference = self._density(batch, w).mean
+        density = self._density(batch, w)
+        old_mean = torch.stack([t.means[w] for t in batch]).to(self._device)
+        old_log_prob = torch.stack([t.log_probs[w] for t in batch]).to(self._device)
+        return surrogate(
+            log_prob(density.sample, density.mean, density.std),
+            old_log_prob,
+            advantage,
+            self._config.clip_range,
+            kl=None if reference is None else gaussian_kl(density.mean, reference, density.std),
+            beta_kl=beta,
+            guard=self._guard,
+            mean_shift=(density.mean - old_mean).square().flatten(1).mean(dim=1),
+            std=density.std.flatten(),
+            dt=density.dt,
+        )
+
+    def _density(self, batch: Sequence[Trajectory], w: int) -> _Density:
+        """The policy's density of window step w: same states, same kernel as in the rollout."""
+        first = batch[0].meta
+        places = [t.meta.window_start + w for t in batch]
+        sigma = torch.stack([t.sigmas[i] for t, i in zip(batch, places, strict=True)])
+        sigma_next = torch.stack([t.sigmas[i + 1] for t, i in zip(batch, places, strict=True)])
+        proxy = torch.stack([t.sigmas[1] for t in batch])
+        latents = torch.stack([t.states[w] for t in batch]).to(self._device)
+        sample = torch.stack([t.states[w + 1] for t in batch]).to(self._device)
+        velocity = self._policy.velocity(
+            latents,
+            sigma,
+            self._policy.encode([t.meta.prompt_text for t in batch]),
+            self._policy.encode_negative(),
+        )
+        mean, std = step_moments(
+            self._rollout.kernel, latents, velocity, sigma, sigma_next, proxy, first.noise_level
+        )
+        return _Density(sample, mean, std, (sigma_next - sigma).to(self._device))
+
+    def _apply(self, rows: Tensor) -> tuple[float, float, str]:
+        """Clip and apply the accumulated gradient: loss, its norm, and why not, if not."""
+        loss = float((rows[:, 0] * rows[:, 6]).sum())
+        gradients = [p.grad for p in self._lora.values() if p.grad is not None]
+        norm = fsdp.full(torch.nn.utils.get_total_norm(gradients))
+        reason = ""
+        if not math.isfinite(loss):
+            reason = f"the loss is {loss}"
+        elif not math.isfinite(norm):
+            reason = f"the gradient norm is {norm}"
+        else:
+            scale = min(1.0, self._config.max_grad_norm / (norm + 1e-6))
+            for gradient in gradients:
+                gradient.mul_(scale)
+            self._optimizer.step()
+            update_average(self._average, self._lora, self._config.ema_decay)
+        self._optimizer.zero_grad()
+        return loss, norm, reason
+
+    def _metrics(
+        self, rows: Sequence[Tensor], groups: Sequence[ScoredGroup], skipped: int
+    ) -> dict[str, float]:
+        columns = torch.cat(list(rows)).unbind(dim=1) if rows else None
+        summary = {}
+        if columns is not None:
+            weight, advantage, ratio, log_ratio, muted, kl, _ = columns
+            summary = summarize(weight, advantage, ratio, log_ratio, muted > 0, kl)
+        return summary | {
+            "groups": float(len(groups)),
+            "samples": float(len(trainable_indices(groups))),
+            "updates_skipped": float(skipped),
+        }
