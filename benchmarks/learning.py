@@ -1,0 +1,149 @@
+"""Does it learn? Paired held-out gains of whole runs: `python -m benchmarks.learning`.
+
+Per seed: the toy preset in one process, held-out (prompt, noise) pairs sampled by the ODE before
+and after. Controls: rewards replaced by noise (nothing may rise significantly), learning rate 0
+(nothing may move). The baseline of every row is the untrained policy on the same pairs, in the same run.
+Takes hours on two cores; `--quick` shows the mechanics.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from actors.seeds import keyed_generator
+from benchmarks.results import Result, machine, write
+from cluster.config import RunConfig, for_one_process, load
+from cluster.evaluate import Evaluator, Gain, gains_table, load_evaluation, paired_gains
+from cluster.loop import Workers
+from cluster.metrics import MetricsLog
+from cluster.pools import Ref, Rewards, SampleScores
+from cluster.runs import in_this_process, run_training
+from cluster.storage import RunFolder
+from prompts.dataset import load_prompts
+from prompts.schema import Prompt
+
+GUARDED = ("sharpness", "motion", "content")
+MAX_FALL = 0.10
+
+
+class NoiseRewards(Rewards):
+    """Scores whose parts are uniform noise, keyed on the order of the calls."""
+
+    def __init__(self, rewards: Rewards) -> None:
+        self.pools, self.config, self._calls = rewards.pools, rewards.config, 0
+
+    async def score(
+        self, video: Ref, prompt: Prompt, phase: str, keep_artifacts: bool = False
+    ) -> SampleScores:
+        """The real scores with every part replaced."""
+        scores = await super().score(video, prompt, phase, keep_artifacts)
+        self._calls += 1
+        import torch
+
+        generator = keyed_generator("noise rewards", self._calls)
+        noisy = {
+            kind: replace(
+                score,
+                parts={name: float(torch.rand((), generator=generator)) for name in score.parts},
+            )
+            for kind, score in scores.scores.items()
+        }
+        return replace(scores, scores=noisy)
+
+
+@contextlib.contextmanager
+def with_noise_rewards(config: RunConfig) -> Iterator[Workers]:
+    """Workers in this process whose rewards are noise."""
+    with in_this_process(config) as workers:
+        yield replace(workers, rewards=NoiseRewards(workers.rewards))
+
+
+def run_gains(config: RunConfig, noise: bool) -> list[Gain]:
+    """Train a run and evaluate its first and last weights with the real rewards."""
+    unevaluated = config.model_copy(
+        update={"eval": config.eval.model_copy(update={"prompts": 0, "every": 0})}
+    )
+    say = lambda line: print(line, flush=True)  # noqa: E731
+    state = run_training(unevaluated, with_noise_rewards if noise else in_this_process, say)
+    folder = RunFolder(config.run)
+    metrics = MetricsLog(folder, config.steps, state.step, say)
+    evaluator = Evaluator(config, load_prompts(config.prompts.test), folder, metrics)
+
+    async def both(workers: Workers) -> None:
+        await evaluator.evaluate(0, await workers.learner.publish(0, "base"), workers)
+        await workers.learner.load(f"{config.run}/checkpoints/step_{config.steps:06d}/learner")
+        last = await workers.learner.publish(config.steps, "trained")
+        await evaluator.evaluate(config.steps, last, workers)
+
+    with in_this_process(config) as workers:
+        asyncio.run(both(workers))
+    return paired_gains(load_evaluation(folder, 0), load_evaluation(folder, config.steps))
+
+
+def judge(name: str, gains: Sequence[Gain]) -> list[tuple[str, bool]]:
+    """Goals of one run and whether they are met."""
+    by_name = {gain.name.strip(): gain for gain in gains}
+    total = by_name["total reward"]
+    if name == "learning rate 0":
+        return [("nothing moves", all(gain.gain == 0 for gain in gains))]
+    if name == "noise rewards":
+        rising = [g.name.strip() for g in gains if g.lower > 0 and g.name.strip() not in GUARDED]
+        return [(f"no part rises significantly (rising: {rising or 'none'})", not rising)]
+    goals = [(f"total reward rises, 95 % bound {total.lower:+.3f} > 0", total.lower > 0)]
+    for guard in GUARDED:
+        gain = by_name[guard]
+        change = gain.gain / abs(gain.before)
+        goals.append((f"{guard} {change:+.1%} falls less than 10 %", change > -MAX_FALL))
+    return goals
+
+
+def main() -> int:
+    """Run, print the tables, write the JSON; 1 when a goal is missed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--steps", type=int, default=48)
+    parser.add_argument("--pairs", type=int, default=36)
+    parser.add_argument("--only", nargs="*", help="names of runs, e.g. 'seed 1'")
+    parser.add_argument("--work", type=Path, default=None)
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    options = parser.parse_args()
+    work = options.work or Path(tempfile.mkdtemp(prefix="wr1-learning-"))
+    small = ["steps=2", "eval.prompts=4", "rollout.groups_per_step=1"] if options.quick else []
+    sizes = [f"steps={options.steps}", f"eval.prompts={options.pairs}"]
+    runs = {f"seed {seed}": [f"seed={seed}"] for seed in (0, 1, 2)}
+    runs |= {"noise rewards": ["seed=0"], "learning rate 0": ["learner.learning_rate=0", "steps=2"]}
+    rows, missed = [], 0
+    for name, extra in runs.items():
+        if options.only and name not in options.only:
+            continue
+        folder = f"run={work / name.replace(' ', '_')}"
+        config = for_one_process(load("toy", [*sizes, *options.overrides, *extra, *small, folder]))
+        gains = run_gains(config, noise=name == "noise rewards")
+        goals = judge(name, gains)
+        missed += sum(not met for _, met in goals)
+        print(f"\n== {name}, {config.steps} steps\n{gains_table(gains)}")
+        for goal, met in goals:
+            print(f"{'met   ' if met else 'MISSED'} {goal}", flush=True)
+        rows.append(
+            {
+                "run": name,
+                "steps": config.steps,
+                "gains": [asdict(g) | {"gain": g.gain} for g in gains],
+                "goals": [{"goal": goal, "met": met} for goal, met in goals],
+            }
+        )
+    if options.json:
+        write(options.json, Result("learning", machine(), rows))
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

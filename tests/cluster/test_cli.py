@@ -1,0 +1,67 @@
+"""The command as a user starts it wrongly: one sentence, exit 2, no traceback, nothing written."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def worldr1(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "cluster.cli", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=120,
+    )
+
+
+def unreadable_prompts(tmp_path: Path) -> str:
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"id": "a"\n')
+    return str(file)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train", "tiyo"], ["preset", "'tiyo'", "toy"]),
+        (["train", "toy", "rolout.frames=9"], ["rolout", "unknown"]),
+        (["train", "toy", "rollout.frames=ten"], ["rollout.frames", "'ten'", "integer"]),
+        (["train", "toy", "rollout.frames=8"], ["rollout.frames", "8", "4 k + 1"]),
+        (["train", "toy", "prompts.train=/nowhere.jsonl"], ["prompts.train", "/nowhere.jsonl"]),
+        (["train", "toy", "prompts.train={tmp}/prompts.jsonl"], ["prompts.train", "1"]),
+        (["train", "toy", "policy.model=no/such/model"], ["policy.model", "no/such/model"]),
+        (["train", "toy", "--run", "/proc/nothing/here"], ["run", "/proc/nothing", "not writable"]),
+        (["train", "toy", "--run", "nosuchscheme://bucket/run"], ["run", "nosuchscheme"]),
+        (["demo", "rollout.height=10"], ["rollout.height", "10"]),
+    ],
+)
+def test_wrong_start(tmp_path: Path, arguments: list[str], words: list[str]) -> None:
+    unreadable_prompts(tmp_path)
+    run = tmp_path / "run"
+    filled = [argument.replace("{tmp}", str(tmp_path)) for argument in arguments]
+    if "--run" not in filled:
+        filled += ["--run", str(run)]
+    result = worldr1(*filled)
+    assert result.returncode == 2, result.stderr
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1, result.stderr
+    assert result.stdout == ""
+    for word in words:
+        assert word in lines[0]
+    assert not any(run.glob("**/*.json*"))
+
+
+def test_resolved_configuration_can_be_printed() -> None:
+    result = worldr1("train", "toy", "seed=4", "--print-config")
+    assert result.returncode == 0
+    assert '"seed": 4' in result.stdout

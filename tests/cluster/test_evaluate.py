@@ -1,0 +1,88 @@
+"""Paired gains by hand, videos through mp4, the sheet of pictures, files of a run."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cluster.config import ConfigError
+from cluster.evaluate import (
+    EvalSample,
+    bootstrap_lower,
+    decode_mp4,
+    encode_mp4,
+    gains_table,
+    load_evaluation,
+    paired_gains,
+)
+from cluster.report import SHEET_NAME, write_sheet
+from cluster.storage import RunFolder
+
+
+def sample(index: int, total: float, **raw: float) -> EvalSample:
+    return EvalSample(f"p{index}", f"Prompt {index}.", index, total, {"recon": total / 2}, raw)
+
+
+def test_gains_are_paired_and_ignore_pairs_that_one_side_lacks() -> None:
+    before = [sample(0, 1.0, psnr=20.0), sample(1, 2.0, psnr=22.0), sample(9, 50.0, psnr=0.0)]
+    after = [sample(1, 2.5, psnr=23.0), sample(0, 1.25, psnr=20.0), sample(8, -50.0, psnr=0.0)]
+    gains = {gain.name.strip(): gain for gain in paired_gains(before, after)}
+    assert list(gains) == ["total reward", "recon", "psnr"]
+    total = gains["total reward"]
+    assert (total.before, total.after, total.gain, total.pairs) == (1.5, 1.875, 0.375, 2)
+    assert total.lower == pytest.approx(0.25)
+    assert gains["psnr"].gain == 0.5
+    table = gains_table(list(gains.values()))
+    assert "+0.375" in table
+    assert "+25%" in table
+
+
+def test_bootstrap_bound_covers_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(3)
+    below = [bootstrap_lower(rng.normal(0.3, 1.0, 40), 400) <= 0.3 for _ in range(300)]
+    assert np.mean(below) == pytest.approx(0.95, abs=0.04)
+
+
+def test_video_survives_mp4() -> None:
+    ramp = np.linspace(0, 255, 96)[None, None, :, None] * np.ones((9, 64, 1, 3))
+    video = ramp.astype(np.uint8)
+    decoded = decode_mp4(encode_mp4(video))
+    assert decoded.shape == video.shape
+    assert np.abs(decoded.astype(int) - video).mean() < 3
+
+
+def test_sheet_shows_both_rows_of_every_prompt(tmp_path: Path) -> None:
+    folder = RunFolder(str(tmp_path / "run"))
+    samples = [sample(i, float(i)) for i in range(3)]
+    for step, level in ((0, 30), (5, 220)):
+        base = f"samples/step_{step:06d}"
+        for s in samples:
+            video = np.full((9, 64, 96, 3), level, np.uint8)
+            folder.write_bytes(f"{base}/{s.prompt_id}_{s.seed}.mp4", encode_mp4(video))
+        folder.write_text(f"{base}/scores.json", json.dumps([asdict(s) for s in samples]))
+    assert load_evaluation(folder, 5) == samples
+    path = write_sheet(folder, samples, 5)
+    assert path.endswith(SHEET_NAME)
+    pixels = np.asarray(Image.open(path).convert("L"))
+    assert (abs(pixels.astype(int) - 30) < 6).sum() == pytest.approx(3 * 5 * 144 * 96, rel=0.05)
+    assert (abs(pixels.astype(int) - 220) < 6).sum() == pytest.approx(3 * 5 * 144 * 96, rel=0.05)
+
+
+def test_run_folder_on_memory_and_disk(tmp_path: Path) -> None:
+    for url in ("memory://bucket/run", str(tmp_path / "deep" / "run")):
+        folder = RunFolder(url)
+        folder.require_writable()
+        folder.write_text("a/b.json", "[1]")
+        assert folder.exists("a/b.json")
+        assert folder.read_text("a/b.json") == "[1]"
+        assert not folder.exists("a/c.json")
+
+
+def test_unknown_scheme_is_one_sentence() -> None:
+    with pytest.raises(ConfigError, match="nosuch"):
+        RunFolder("nosuch://bucket/run")

@@ -1,0 +1,73 @@
+"""Whole runs over plain objects: determinism, resume, learning rate 0, phases."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cluster.config import ConfigError, RunConfig
+from cluster.runs import in_this_process, run_training
+
+Build = Callable[..., RunConfig]
+
+
+def run(config: RunConfig, lines: list[str] | None = None) -> str:
+    """Train under --local; the checksum of the final weights."""
+    return run_training(
+        config, in_this_process, say=(lines if lines is not None else []).append
+    ).weights_checksum
+
+
+def steps(config: RunConfig) -> list[dict]:  # type: ignore[type-arg]
+    text = (Path(config.run) / "metrics.jsonl").read_text()
+    rows = [json.loads(line) for line in text.splitlines()]
+    return [row for row in rows if row["kind"] == "step"]
+
+
+def test_same_seed_same_weights_and_a_resumed_run_equals_an_undisturbed_one(
+    smallest: Build,
+) -> None:
+    whole = run(smallest(name="whole"))
+    assert run(smallest(name="again")) == whole
+    assert run(smallest("seed=1", name="other")) != whole
+    run(smallest("steps=2", name="halves"))
+    lines: list[str] = []
+    assert run(smallest(name="halves"), lines) == whole
+    assert any("resuming" in line and "step 2" in line for line in lines)
+    rows = steps(smallest(name="halves"))
+    assert [row["step"] for row in rows] == [0, 1, 2]
+    assert [row["phase"] for row in rows] == ["main", "main", "dynamic"]
+    assert set(rows[0]["parts"]) == {"recon", "traj", "meta", "gen"}
+    assert set(rows[2]["parts"]) == {"gen"}
+
+
+def test_learning_rate_zero_moves_nothing(smallest: Build) -> None:
+    config = smallest("learner.learning_rate=0", "eval.prompts=2", "steps=2")
+    lines: list[str] = []
+    run(config, lines)
+    before, after = (
+        json.loads((Path(config.run) / f"samples/step_{step:06d}/scores.json").read_text())
+        for step in (0, 2)
+    )
+    assert before == after
+    assert len(before) == 2
+    assert (Path(config.run) / "before_after.png").stat().st_size > 1000
+    assert any(line.startswith("proof  ratio       ok") for line in lines)
+
+
+def test_finished_run_is_not_trained_again(smallest: Build) -> None:
+    config = smallest("steps=1")
+    checksum = run(config)
+    lines: list[str] = []
+    assert run(config, lines) == checksum
+    assert any("has all of its 1 steps" in line for line in lines)
+    assert len(steps(config)) == 1
+
+
+def test_another_configuration_is_refused_with_the_differing_keys(smallest: Build) -> None:
+    run(smallest("steps=1"))
+    with pytest.raises(ConfigError, match=r"learner\.learning_rate"):
+        run(smallest("learner.learning_rate=0.25"))
