@@ -89,6 +89,8 @@ class RolloutConfig(BaseModel):
     """Members share the initial noise and the ODE prefix; false: each has its own noise."""
     max_batch: int = Field(default=8, ge=1, le=1024)
     """Clips that one forward pass of the transformer carries (guidance doubles them)."""
+    decode_batch: int = Field(default=1, ge=1, le=1024)
+    """Clips that one pass of the VAE's decoder carries; more is faster for tiny clips."""
 
     @model_validator(mode="after")
     def _shapes(self) -> RolloutConfig:

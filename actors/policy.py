@@ -150,22 +150,25 @@ class Policy:
         return velocity(self.transformer, latents, sigma, cond, uncond, scale)
 
     @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor:
-        """Videos uint8 [B, F, H, W, 3] on the CPU of latents [B, 16, F', h, w], clip by clip.
+    def decode(self, latents: Tensor, batch: int = 1) -> Tensor:
+        """Videos uint8 [B, F, H, W, 3] on the CPU of latents [B, 16, F', h, w], `batch` clips at a
+        time.
 
         ValueError if a clip's latents are not finite.
         """
         if self._vae is None:
             raise ValueError("this policy was loaded with_decoder=False and cannot decode")
-        videos = []
-        for index, clip in enumerate(latents):
-            if not bool(torch.isfinite(clip).all()):
-                raise ValueError(
-                    f"latents of clip {index} hold NaN or infinity; only finite decode"
-                )
-            pixels = wan.decode_clip(self._vae, clip)
-            videos.append((pixels * 255).round().to("cpu", torch.uint8).permute(1, 2, 3, 0))
-        return torch.stack(videos).contiguous()
+        finite = torch.isfinite(latents).flatten(1).all(dim=1)
+        if not bool(finite.all()):
+            raise ValueError(
+                f"latents of clip {int(finite.int().argmin())} hold NaN or infinity; "
+                "only finite decode"
+            )
+        videos = [
+            (wan.decode_clips(self._vae, clips) * 255).round().to("cpu", torch.uint8)
+            for clips in latents.split(batch)
+        ]
+        return torch.cat(videos).permute(0, 2, 3, 4, 1).contiguous()
 
     def lora_weights(self) -> dict[str, np.ndarray]:
         """Copies of the adapter's weights, float32, by name."""

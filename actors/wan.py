@@ -113,10 +113,10 @@ def raw_velocity(
     return cast(Tensor, velocity).float()
 
 
-def decode_clip(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
-    """Pixels in [0, 1], float32 [3, F, H, W], of one clip's latents [16, F', h, w]."""
-    shape = (-1, 1, 1, 1)
+def decode_clips(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
+    """Pixels in [0, 1], float32 [B, 3, F, H, W], of clips' latents [B, 16, F', h, w]."""
+    shape = (1, -1, 1, 1, 1)
     mean = torch.tensor(vae.config["latents_mean"], device=latents.device).view(shape)
     std = torch.tensor(vae.config["latents_std"], device=latents.device).view(shape)
-    pixels = vae.decode((latents * std + mean)[None], return_dict=False)[0][0]
+    pixels = vae.decode(latents * std + mean, return_dict=False)[0]
     return (pixels / 2 + 0.5).clamp(0, 1)

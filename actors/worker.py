@@ -102,7 +102,7 @@ class RolloutWorker:
         samples = sample_group(velocity, request, self._rollout, self._camera, self._device)
         seconds = dict(samples.seconds)
         with stage(seconds, "decode", self._device):
-            videos = self._policy.decode(samples.latents)
+            videos = self._policy.decode(samples.latents, self._rollout.decode_batch)
         report = RolloutReport(
             group=request.group,
             members=request.members,
@@ -135,7 +135,7 @@ class RolloutWorker:
             self._device,
             self._rollout.eval_sampling_steps,
         )
-        return (held, *_to_numpy(self._policy.decode(latents)))
+        return (held, *_to_numpy(self._policy.decode(latents, self._rollout.decode_batch)))
 
     def _hold(self, version: WeightsVersion, weights: LoraWeights) -> WeightsVersion:
         """Load `weights` unless `version` is held; the version with the true checksum."""

@@ -18,9 +18,11 @@ from prompts.schema import CameraPath
 
 Array = NDArray[np.float64]
 
+DEFAULT_AMPLITUDES = Amplitudes()
+
 
 def camera_path(
-    motions: Sequence[Motion], frames: int, amplitudes: Amplitudes = Amplitudes()
+    motions: Sequence[Motion], frames: int, amplitudes: Amplitudes = DEFAULT_AMPLITUDES
 ) -> CameraPath | None:
     """The path of `frames` cameras through `motions` in turn; None if there are no motions.
 
@@ -45,7 +47,9 @@ def camera_path(
     return CameraPath(np.stack(c2w))
 
 
-def motion_pose(motion: Motion, fraction: float, amplitudes: Amplitudes = Amplitudes()) -> Array:
+def motion_pose(
+    motion: Motion, fraction: float, amplitudes: Amplitudes = DEFAULT_AMPLITUDES
+) -> Array:
     """Pose [4, 4] (c2w, in the motion's first camera) after `fraction` of its amplitude."""
     a = amplitudes
     match motion:

@@ -6,17 +6,19 @@ Latents are [B, 16, (F - 1) / 4 + 1, H / 8, W / 8], as the real Wan 2.1 has them
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
-from diffusers import (
-    AutoencoderKLWan,
+from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
+from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
+from diffusers.pipelines.wan.pipeline_wan import WanPipeline
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
     FlowMatchEulerDiscreteScheduler,
-    WanPipeline,
-    WanTransformer3DModel,
 )
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
+from transformers import PreTrainedTokenizerFast
+from transformers.models.umt5.configuration_umt5 import UMT5Config
+from transformers.models.umt5.modeling_umt5 import UMT5EncoderModel
 
 from prompts.motions import VOCABULARY
 from toyworld.scenes import FLOOR_COLORS, OBJECT_COLORS, SHAPES
@@ -30,7 +32,7 @@ MAX_TEXT_TOKENS = 32
 part of the model, and the sampler must use the same (`max_sequence_length=32`)."""
 LATENT_CHANNELS = 16
 TEXT_DIM = 48
-_SENTENCE_WORDS = ("camera", "then", "a", "and", "on", "floor", "that", "slides", "to", "the", ".", ",")
+_SENTENCE = "camera then a and on floor that slides to the . ,"
 
 
 def build_vae() -> AutoencoderKLWan:
@@ -90,7 +92,7 @@ def build_text_encoder(vocabulary_size: int) -> UMT5EncoderModel:
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """A word-level tokenizer over the toy world's few dozen words, built without any download."""
-    phrases = [*VOCABULARY, *OBJECT_COLORS, *FLOOR_COLORS, *SHAPES, *_SENTENCE_WORDS]
+    phrases = [*VOCABULARY, *OBJECT_COLORS, *FLOOR_COLORS, *SHAPES, _SENTENCE]
     words = dict.fromkeys(word for phrase in phrases for word in phrase.split())
     vocabulary = {word: index for index, word in enumerate(["<pad>", "</s>", "<unk>", *words])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
@@ -119,8 +121,10 @@ def save_pipeline(
     Half precision costs no quality here (the VAE's error is a hundred times larger) and halves what
     the repository carries; loading with `torch_dtype=torch.float32` gives back float32 modules.
     """
+    # diffusers annotates the tokenizer with transformers' factory class, of which nothing is one.
+    tokenizer: Any = build_tokenizer()
     pipeline = WanPipeline(
-        tokenizer=build_tokenizer(),
+        tokenizer=tokenizer,
         text_encoder=_half(text_encoder, build_text_encoder(text_encoder.config.vocab_size)),
         vae=_half(vae, AutoencoderKLWan.from_config(vae.config)),
         transformer=_half(transformer, build_transformer()),

@@ -32,7 +32,9 @@ def render_set(
     np.lib.format.open_memmap(
         videos_file, mode="w+", dtype=np.uint8, shape=(count, FRAMES, HEIGHT, WIDTH, 3)
     ).flush()
-    chunks = [(videos_file, seed, start, min(start + CHUNK, count)) for start in range(0, count, CHUNK)]
+    chunks = [
+        (videos_file, seed, start, min(start + CHUNK, count)) for start in range(0, count, CHUNK)
+    ]
     with ProcessPoolExecutor(workers) as pool:
         texts = [text for part in pool.map(_render_chunk, chunks) for text in part]
     # The texts are written last: an interrupted rendering leaves no set that looks complete.

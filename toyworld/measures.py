@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -61,14 +61,18 @@ def sweep_error(video: Video, c2w: F64) -> float:
     seen = (grid.abs() <= 1).all(dim=-1).float()
     error = (looked_up - pixels[middle]).square().mean(dim=2) * seen
     error, seen = error.sum(dim=0), seen.sum(dim=0)
-    window = {"kernel_size": 5, "stride": 1, "padding": 2}
-    seen = F.avg_pool2d(seen[:, None], **window)[:, 0]
-    error = F.avg_pool2d(error[:, None], **window)[:, 0] / seen.clamp(min=1e-6)
+    seen, error = _smoothed(seen), _smoothed(error)
+    error = error / seen.clamp(min=1e-6)
     # A hypothesis that is hardly seen anywhere must not win by default.
     error = torch.where(seen > 0.25 * len(others), error, torch.inf)
     best = error.min(dim=0).values
     known = best.isfinite()
     return float(best[known].mean()) if known.any() else float("inf")
+
+
+def _smoothed(images: Tensor) -> Tensor:
+    """Means of images [N, H, W] over windows of 5×5 pixels."""
+    return F.avg_pool2d(images[:, None], kernel_size=5, stride=1, padding=2)[:, 0]
 
 
 def _sweep_grid(to_other: F64, height: int, width: int) -> Tensor:
@@ -79,11 +83,13 @@ def _sweep_grid(to_other: F64, height: int, width: int) -> Tensor:
     k = intrinsics(height, width)
     rows, columns = np.mgrid[0:height, 0:width] + 0.5
     rays = np.stack([columns, rows, np.ones_like(rows)], axis=-1) @ np.linalg.inv(k).T
-    points = rays[None] * DEPTHS[:, None, None, None]
-    moved = np.einsum("oij,dhwj->odhwi", to_other[:, :3, :3], points)
-    moved = (moved + to_other[:, None, None, None, :3, 3]) @ k.T
-    projected = moved[..., :2] / np.maximum(moved[..., 2:], 1e-6)
-    return torch.from_numpy(projected * (2 / width, 2 / height) - 1).float()
+    # Pixels along a ray land at K·(depth·R·ray + t): both terms are linear, the depth comes last.
+    turned = torch.from_numpy(np.einsum("oij,hwj->ohwi", k @ to_other[:, :3, :3], rays)).float()
+    offset = torch.from_numpy(to_other[:, :3, 3] @ k.T).float()
+    depths = torch.from_numpy(DEPTHS).float().view(-1, 1, 1, 1)
+    moved = turned[:, None] * depths + offset[:, None, None, None]
+    projected = moved[..., :2] / moved[..., 2:].clamp(min=1e-6)
+    return projected * torch.tensor([2 / width, 2 / height]) - 1
 
 
 def best_motion(video: Video, paths: Mapping[Motion, F64] | None = None) -> Motion:
@@ -110,11 +116,10 @@ def segment(frame: Video, color: str) -> NDArray[np.bool_]:
         [np.linalg.norm(chroma - _chroma(np.array(palette[name])), axis=-1) for name in names]
     )
     mine = np.array(names)[distance.argmin(axis=0)] == color
-    regions, count = ndimage.label(mine)
-    if count == 0:
+    count, regions, statistics, _ = cv2.connectedComponentsWithStats(mine.astype(np.uint8))
+    if count == 1:
         return mine
-    sizes = ndimage.sum_labels(mine, regions, np.arange(1, count + 1))
-    return regions == 1 + int(np.argmax(sizes))
+    return regions == 1 + int(np.argmax(statistics[1:, cv2.CC_STAT_AREA]))
 
 
 def _chroma(rgb: F64) -> F64:
@@ -124,7 +129,7 @@ def _chroma(rgb: F64) -> F64:
 
 
 def shape_of(mask: NDArray[np.bool_]) -> str:
-    """"box" or "ball" by how much of its bounding box a mask fills; "none" under 30 pixels."""
+    """Shape by how much of its bounding box a mask fills; "none" under 30 pixels."""
     if mask.sum() < 30:
         return "none"
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))

@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKLWan
+from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 
 from toyworld.architecture import save_pipeline
 from toyworld.clips import render_set
@@ -41,10 +41,17 @@ def main() -> None:
         from toyworld.flow_training import train_transformer
 
         vae = AutoencoderKLWan.from_pretrained(vae_folder)
-        transformer, text_encoder = train_transformer(
-            vae, videos, texts, options.transformer_minutes, options.seed, options.work, log, options.out
+        models = train_transformer(
+            vae,
+            videos,
+            texts,
+            minutes=options.transformer_minutes,
+            seed=options.seed,
+            work=options.work,
+            log=log,
+            out=options.out,
         )
-        save_pipeline(options.out, vae, transformer, text_encoder)
+        save_pipeline(options.out, vae, models.transformer, models.text_encoder)
 
 
 def _parse() -> argparse.Namespace:

@@ -32,7 +32,7 @@ class Texture:
     amplitude: float
 
     def __call__(self, points: F32) -> F32:
-        """Relative brightness [N] (around 0) at `points` [N, 3] in the surface's own frame."""
+        """Relative brightness [...] around 0 at `points` [..., 3] in the surface's own frame."""
         waves = np.sin(points @ self.waves.T + self.phases)
         # A product with a constant vector: several times faster than a mean over a short axis.
         return waves @ np.full(len(self.phases), self.amplitude / len(self.phases), np.float32)
@@ -55,7 +55,7 @@ class Solid:
 
 @dataclass(frozen=True)
 class Stage:
-    """All that is rendered, F frames long; the floor is the plane y = floor_y, the wall z = wall_z."""
+    """All that is rendered, F frames long; floor and wall are the planes y = floor_y, z = wall_z"""
 
     c2w: F64
     """[F, 4, 4] of the cameras that actually film."""
@@ -88,12 +88,17 @@ def cast(stage: Stage, height: int, width: int) -> tuple[NDArray[np.uint8], F32]
     origins = stage.c2w[:, :3, 3].astype(np.float32)
     rays = _rays(stage, height, width)
     depth, label = _first_hits(stage, origins, rays)
-    rgb = _shade(stage, origins, rays, depth, label).reshape(frames, height, s, width, s, 3)
-    depth = depth.reshape(frames, height, s, width, s)
-    corners = [(row, column) for row in range(s) for column in range(s)]
-    mean = np.add.reduce([rgb[:, :, row, :, column] for row, column in corners]) / len(corners)
-    nearest = np.minimum.reduce([depth[:, :, row, :, column] for row, column in corners])
-    return np.clip(mean * 255 + 0.5, 0, 255).astype(np.uint8), nearest
+    rgb = _shade(stage, origins, rays, depth, label)
+    mean = np.mean(_corners(rgb, height, width), axis=0)
+    video = np.clip(mean * 255 + 0.5, 0, 255).astype(np.uint8)
+    return video, np.min(_corners(depth, height, width), axis=0)
+
+
+def _corners(values: F32, height: int, width: int) -> F32:
+    """Per-ray values [F, rays, ...] as [rays per pixel, F, H, W, ...]."""
+    s, rest = SUPERSAMPLING, values.shape[2:]
+    grid = values.reshape(len(values), height, s, width, s, *rest)
+    return np.stack([grid[:, :, row, :, column] for row in range(s) for column in range(s)])
 
 
 def _rays(stage: Stage, height: int, width: int) -> tuple[F32, F32, F32]:
@@ -121,8 +126,9 @@ def _first_hits(
 ) -> tuple[F32, NDArray[np.uint8]]:
     """Depth [F, rays] of the first surface and its label: 0 wall, 1 floor, 2 + k solid k."""
     _, dy, dz = rays
-    depth = (stage.wall_z - origins[:, 2, None]) / np.maximum(dz, 1e-3)
-    label = np.zeros(depth.shape, np.uint8)
+    wall = (stage.wall_z - origins[:, 2, None]) / np.maximum(dz, 1e-3)
+    depth: F32 = wall.astype(np.float32, copy=False)
+    label: NDArray[np.uint8] = np.zeros(depth.shape, np.uint8)
     floor = (stage.floor_y - origins[:, 1, None]) / np.maximum(dy, 1e-6)
     below = floor < depth
     depth = np.where(below, floor, depth)
@@ -152,7 +158,11 @@ def _box_depth(box: Solid, origins: F32, rays: tuple[F32, F32, F32]) -> F32:
     dx, dy, dz = rays
     cos, sin = np.float32(np.cos(box.yaw)), np.float32(np.sin(box.yaw))
     ox, oy, oz = (origins - box.centre).T[:, :, None]
-    local = [(cos * ox - sin * oz, cos * dx - sin * dz), (oy, dy), (sin * ox + cos * oz, sin * dx + cos * dz)]
+    local = (
+        (cos * ox - sin * oz, cos * dx - sin * dz),
+        (oy, dy),
+        (sin * ox + cos * oz, sin * dx + cos * dz),
+    )
     enter, leave = np.float32(0), np.float32(np.inf)
     for axis, (start, direction) in enumerate(local):
         inverse = 1 / np.where(np.abs(direction) < 1e-6, np.float32(1e-6), direction)
@@ -171,34 +181,29 @@ def box_half_extent(radius: F32, axis: int) -> F32:
 def _shade(
     stage: Stage, origins: F32, rays: tuple[F32, F32, F32], depth: F32, label: NDArray[np.uint8]
 ) -> F32:
-    """Colours [F · rays, 3] in [0, 1]: base colour × texture × light (and shadows on the floor)."""
-    per_frame = depth.shape[1]
-    rgb = np.empty((depth.size, 3), np.float32)
-    flat = [ray.ravel() for ray in rays]
-    for surface in range(2 + len(stage.solids)):
-        where = np.flatnonzero(label == surface)
-        frame = where // per_frame
-        t = depth.ravel()[where]
-        hits = np.stack([flat[k][where] * t + origins[frame, k] for k in range(3)], axis=1)
-        if surface == 0:
-            rgb[where] = stage.wall_color[frame] * (1 + stage.wall_texture(hits))[:, None]
-        elif surface == 1:
-            # Far floor is seen at a grazing angle: its pattern fades before it would alias.
-            fade = np.clip((stage.wall_z - hits[:, 2]) / 1.2, 0.15, 1)
-            tone = (1 + fade * stage.floor_texture(hits)) * _shadow(stage, hits, frame)
-            rgb[where] = stage.floor_color[frame] * tone[:, None]
-        else:
-            rgb[where] = _solid_color(stage.solids[surface - 2], hits, frame)
+    """Colours [F, rays, 3] in [0, 1]: base colour × texture × light (and shadows on the floor)."""
+    hits = np.stack([rays[k] * depth + origins[:, k, None] for k in range(3)], axis=-1)
+    # Floor and wall fill the picture: shading them everywhere is faster than gathering pixels.
+    on_floor = label == 1
+    tone = np.where(on_floor, _floor_tone(stage, hits), 1 + stage.wall_texture(hits))
+    rgb: F32 = np.where(on_floor[..., None], stage.floor_color[:, None], stage.wall_color[:, None])
+    rgb *= tone[..., None]
+    for index, solid in enumerate(stage.solids):
+        frame, ray = np.nonzero(label == 2 + index)
+        rgb[frame, ray] = _solid_color(solid, hits[frame, ray], frame)
     return rgb
 
 
-def _shadow(stage: Stage, hits: F32, frame: NDArray[np.intp]) -> F32:
-    """Brightness factor [N] of the soft contact shadows under the solids."""
-    tone = np.ones(len(hits), np.float32)
+def _floor_tone(stage: Stage, hits: F32) -> F32:
+    """Brightness [F, rays] of the floor at points [F, rays, 3]: texture and contact shadows."""
+    # Far floor is seen at a grazing angle: its pattern fades before it would alias.
+    fade = np.clip((stage.wall_z - hits[..., 2]) / 1.2, 0.15, 1)
+    tone = 1 + fade * stage.floor_texture(hits)
     for solid in stage.solids:
-        away = (hits[:, 0] - solid.centre[frame, 0]) ** 2 + (hits[:, 2] - solid.centre[frame, 2]) ** 2
-        tone *= 1 - 0.45 * np.exp(-away / (1.3 * solid.radius[frame]) ** 2)
-    return tone
+        dx, dz = (hits[..., axis] - solid.centre[:, axis, None] for axis in (0, 2))
+        reach = (1.3 * solid.radius[:, None]) ** 2
+        tone *= 1 - 0.45 * np.exp(-(dx * dx + dz * dz) / reach)
+    return tone.astype(np.float32, copy=False)
 
 
 def _solid_color(solid: Solid, hits: F32, frame: NDArray[np.intp]) -> F32:
@@ -214,4 +219,5 @@ def _solid_color(solid: Solid, hits: F32, frame: NDArray[np.intp]) -> F32:
         sign = np.sign(np.take_along_axis(own, side[:, None], axis=1)[:, 0])
         facing = sign * (axes @ LIGHT)[side]
     tone = (0.5 + 0.55 * np.maximum(facing, 0)) * (1 + solid.texture(local))
-    return solid.color[frame] * tone[:, None]
+    shaded: F32 = (solid.color[frame] * tone[:, None]).astype(np.float32, copy=False)
+    return shaded

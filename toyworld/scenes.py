@@ -301,7 +301,8 @@ def _jolts(rng: np.random.Generator, frames: int) -> F64:
     jolts = np.tile(np.eye(4), (frames, 1, 1))
     jolts[1:, :3, 3] = rng.normal(0, 0.025, (frames - 1, 3))
     for jolt, (pitch, yaw) in zip(jolts[1:], rng.normal(0, 0.02, (frames - 1, 2)), strict=True):
-        around_x = np.array([[1, 0, 0], [0, np.cos(pitch), -np.sin(pitch)], [0, np.sin(pitch), np.cos(pitch)]])
-        around_y = np.array([[np.cos(yaw), 0, np.sin(yaw)], [0, 1, 0], [-np.sin(yaw), 0, np.cos(yaw)]])
+        (sp, sy), (cp, cy) = np.sin((pitch, yaw)), np.cos((pitch, yaw))
+        around_x = np.array([[1, 0, 0], [0, cp, -sp], [0, sp, cp]])
+        around_y = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
         jolt[:3, :3] = around_x @ around_y
     return jolts

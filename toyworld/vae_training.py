@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKLWan
+from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
@@ -38,7 +38,7 @@ def to_float(videos: Videos) -> Tensor:
 
 
 def decode_unclamped(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
-    """`vae.decode` without its final clamp, which would stop the gradient of overshooting pixels."""
+    """`vae.decode` without its final clamp, which stops the gradient of overshooting pixels."""
     vae.clear_cache()
     latents = vae.post_quant_conv(latents)
     chunks = []
@@ -52,7 +52,7 @@ def decode_unclamped(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
         )
     vae.clear_cache()
     patches = torch.cat(chunks, dim=2)
-    p = vae.config.patch_size
+    p = vae.config["patch_size"]
     b, _, f, h, w = patches.shape
     # Wan stores the column of a patch before its row.
     pixels = patches.view(b, 3, p, p, f, h, w).permute(0, 1, 4, 5, 3, 6, 2)

@@ -84,7 +84,8 @@ def test_a_move_after_a_pan_goes_along_the_turned_axis() -> None:
 def test_paths_start_at_the_identity_and_are_read_only() -> None:
     for motion in Motion:
         c2w = c2w_of(motion)
-        assert c2w.shape == (9, 4, 4) and c2w.dtype == np.float64
+        assert c2w.shape == (9, 4, 4)
+        assert c2w.dtype == np.float64
         np.testing.assert_array_equal(c2w[0], np.eye(4))
         with pytest.raises(ValueError, match="read-only"):
             c2w[0, 0, 0] = 2

@@ -88,7 +88,8 @@ def test_a_restored_cursor_continues_the_same_walk() -> None:
     state, expected = cursor.state(), cursor.take(50)
     other = PromptCursor(prompts, seed=0)
     other.restore(state)
-    assert state == 100 and other.take(50) == expected
+    assert state == 100
+    assert other.take(50) == expected
     assert expected[7] == prompt_at(0, 107, prompts)
     with pytest.raises(ValueError, match="state is -1"):
         other.restore(-1)
