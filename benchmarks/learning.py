@@ -2,8 +2,8 @@
 
 Per seed: the toy preset in one process, held-out (prompt, noise) pairs sampled by the ODE before
 and after. Controls: rewards replaced by noise (nothing may rise significantly), learning rate 0
-(nothing may move). The baseline of every row is the untrained policy on the same pairs, in the same run.
-Takes hours on two cores; `--quick` shows the mechanics.
+(nothing may move). The baseline of every row is the untrained policy on the same pairs, in the same
+run. Takes hours on two cores; `--quick` shows the mechanics.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from cluster.metrics import MetricsLog
 from cluster.pools import Ref, Rewards, SampleScores
 from cluster.runs import in_this_process, run_training
 from cluster.storage import RunFolder
+from learner.schedule import Phase
 from prompts.dataset import load_prompts
 from prompts.schema import Prompt
 
@@ -40,7 +41,7 @@ class NoiseRewards(Rewards):
         self.pools, self.config, self._calls = rewards.pools, rewards.config, 0
 
     async def score(
-        self, video: Ref, prompt: Prompt, phase: str, keep_artifacts: bool = False
+        self, video: Ref, prompt: Prompt, phase: Phase, keep_artifacts: bool = False
     ) -> SampleScores:
         """The real scores with every part replaced."""
         scores = await super().score(video, prompt, phase, keep_artifacts)

@@ -21,7 +21,8 @@ from transformers.models.umt5.configuration_umt5 import UMT5Config
 from transformers.models.umt5.modeling_umt5 import UMT5EncoderModel
 
 from prompts.motions import VOCABULARY
-from toyworld.scenes import FLOOR_COLORS, OBJECT_COLORS, SHAPES
+from toyworld.palette import FLOOR_COLORS, OBJECT_COLORS
+from toyworld.scenes import SHAPES
 
 M = TypeVar("M", bound=torch.nn.Module)
 

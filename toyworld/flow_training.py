@@ -128,6 +128,8 @@ def train_transformer(
     averages = copy.deepcopy(models)
     optimizers = _optimizers(models)
     step, clock = _resume(work / "flow.pt", models, averages, optimizers, 60 * minutes)
+    # A resumed run must not draw the noise of its first steps again.
+    torch.manual_seed(seed + step)
     rng = np.random.default_rng((seed, step))
     next_report, next_export = clock.spent_s + REPORT_S / 2, clock.spent_s + EXPORT_S
     train_count = len(latents) - HELDOUT

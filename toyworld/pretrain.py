@@ -2,6 +2,11 @@
 
 Renders clips, trains the VAE, encodes the clips, trains transformer and text encoder together, and
 writes a WanPipeline. Stages can be run one at a time and resume from their states in `--work`.
+
+The shipped model took 27 + 35 minutes on one core of an AMD EPYC (3 minutes of rendering before,
+2 of encoding between them), after which `python -m benchmarks.toyworld` is its gate:
+`OMP_NUM_THREADS=1 taskset -c 0 python -m toyworld.pretrain --threads 1`. Beside other work one
+pinned thread is faster than two: OpenMP threads that wait for a core spin, and a step took 22 s.
 """
 
 from __future__ import annotations
@@ -59,8 +64,8 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("toyworld/model"))
     parser.add_argument("--work", type=Path, default=Path("/tmp/toyworld_ckpt"))
     parser.add_argument("--stage", choices=("vae", "transformer", "all"), default="all")
-    parser.add_argument("--vae-minutes", type=float, default=25.0)
-    parser.add_argument("--transformer-minutes", type=float, default=40.0)
+    parser.add_argument("--vae-minutes", type=float, default=27.0)
+    parser.add_argument("--transformer-minutes", type=float, default=35.0)
     parser.add_argument("--clips", type=int, default=10240)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)

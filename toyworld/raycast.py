@@ -84,7 +84,6 @@ def cast(stage: Stage, height: int, width: int) -> tuple[NDArray[np.uint8], F32]
 
     The depth of a pixel is that of the nearest surface among its rays.
     """
-    frames, s = len(stage.c2w), SUPERSAMPLING
     origins = stage.c2w[:, :3, 3].astype(np.float32)
     rays = _rays(stage, height, width)
     depth, label = _first_hits(stage, origins, rays)

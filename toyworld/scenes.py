@@ -8,7 +8,7 @@ gives reinforcement learning something to mend.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,28 +16,14 @@ from numpy.typing import NDArray
 from prompts.camera import camera_path
 from prompts.motions import COMPOSITES, Motion
 from prompts.schema import Prompt
+from toyworld.corruptions import CORRUPTION_WEIGHTS, CORRUPTIONS, corrupted
+from toyworld.palette import FLOOR_COLORS, OBJECT_COLORS
 from toyworld.raycast import F64, Solid, Stage, Texture, cast, intrinsics
 
 HEIGHT, WIDTH, FRAMES = 64, 96, 9
 
-OBJECT_COLORS: dict[str, tuple[float, float, float]] = {
-    "red": (0.90, 0.13, 0.12),
-    "green": (0.12, 0.72, 0.20),
-    "blue": (0.14, 0.27, 0.92),
-    "yellow": (0.95, 0.84, 0.12),
-    "purple": (0.66, 0.18, 0.80),
-    "cyan": (0.12, 0.82, 0.86),
-}
-FLOOR_COLORS: dict[str, tuple[float, float, float]] = {
-    "green": (0.25, 0.46, 0.25),
-    "blue": (0.27, 0.36, 0.58),
-    "brown": (0.48, 0.34, 0.23),
-    "gray": (0.45, 0.45, 0.46),
-}
 SHAPES = ("box", "ball")
 COMMANDS = (*(motion.value for motion in Motion), *COMPOSITES)
-CORRUPTIONS = ("drift", "slide", "wobble", "wrong_camera", "shake", "warp")
-_CORRUPTION_WEIGHTS = (0.2, 0.2, 0.2, 0.1, 0.1, 0.2)
 FLOOR_Y, WALL_Z = 0.2, 2.2
 SLIDE = 0.26
 """How far a moving object slides over a clip, in scene depths."""
@@ -171,7 +157,7 @@ def render_clip(
     )
     stage = _stage(scene, path.c2w)
     if corruption != "none":
-        stage = _corrupted(stage, scene, tuple(motions), corruption)
+        stage = corrupted(stage, corruption, tuple(motions), scene.chaos)
     video, depth = cast(stage, height, width)
     return Clip(video, depth, stage.c2w, intrinsics(height, width), prompt, corruption)
 
@@ -192,7 +178,7 @@ def sample_clip(
     if dynamic and rng.random() < 0.4:
         name = Motion.FIXED.value
     corrupted = not dynamic and rng.random() < corruption_share
-    kind = str(rng.choice(CORRUPTIONS, p=_CORRUPTION_WEIGHTS)) if corrupted else "none"
+    kind = str(rng.choice(CORRUPTIONS, p=CORRUPTION_WEIGHTS)) if corrupted else "none"
     motions = COMPOSITES.get(name) or (Motion(name),)
     scene = random_scene(rng, dynamic)
     text = spelled_out(motions) if rng.random() < 0.5 else name
@@ -236,73 +222,3 @@ def _stage(scene: Scene, c2w: F64) -> Stage:
         solids=tuple(solids),
         ray_warp=None,
     )
-
-
-def _corrupted(stage: Stage, scene: Scene, motions: tuple[Motion, ...], kind: str) -> Stage:
-    """The stage spoilt in one way; the details are drawn from the scene's own seed."""
-    rng = np.random.default_rng(scene.chaos)
-    frames = len(stage.c2w)
-    time = np.linspace(0, 1, frames, dtype=np.float32) if frames > 1 else np.zeros(1, np.float32)
-    match kind:
-        case "drift":
-            return _drifting(stage, rng, time)
-        case "slide":
-            return _sliding(stage, rng, time)
-        case "wobble":
-            swing = 1 + 0.18 * np.sin(time * rng.uniform(7, 12) + rng.uniform(0, 6, (2, 1)))
-            sizes = (swing / swing[:, :1]).astype(np.float32)
-            solids = zip(stage.solids, sizes, strict=True)
-            return replace(stage, solids=tuple(_resized(solid, size) for solid, size in solids))
-        case "wrong_camera":
-            others = [m for m in Motion if m not in motions and m is not Motion.FIXED]
-            path = camera_path((others[rng.integers(len(others))],), frames)
-            assert path is not None
-            return replace(stage, c2w=path.c2w)
-        case "shake":
-            return replace(stage, c2w=stage.c2w @ _jolts(rng, frames))
-        case _:
-            phase = rng.uniform(0, 6) + time * rng.uniform(5, 9) * rng.choice((-1, 1))
-            amplitude = np.full(frames, rng.uniform(0.014, 0.024))
-            columns = [amplitude, phase, np.full(frames, 1.6), np.full(frames, 2.0)]
-            return replace(stage, ray_warp=np.stack(columns, axis=1).astype(np.float32))
-
-
-def _drifting(stage: Stage, rng: np.random.Generator, time: NDArray[np.float32]) -> Stage:
-    """Both objects fade to another colour, and the floor changes its brightness."""
-    palette = np.array(list(OBJECT_COLORS.values()), np.float32)
-    solids = []
-    for solid in stage.solids:
-        target = palette[rng.integers(len(palette))]
-        mix = (0.85 * time)[:, None]
-        solids.append(replace(solid, color=(1 - mix) * solid.color + mix * target))
-    glow = 1 + rng.choice((-0.45, 0.6)) * time[:, None]
-    return replace(stage, solids=tuple(solids), floor_color=stage.floor_color * glow)
-
-
-def _sliding(stage: Stage, rng: np.random.Generator, time: NDArray[np.float32]) -> Stage:
-    """Each object wanders over the floor by itself, though no prompt asked for it."""
-    solids = []
-    for solid in stage.solids:
-        angle, reach = rng.uniform(0, 2 * np.pi), rng.uniform(0.12, 0.26)
-        step = np.array([np.cos(angle), 0, np.sin(angle)], np.float32) * np.float32(reach)
-        solids.append(replace(solid, centre=solid.centre + time[:, None] * step))
-    return replace(stage, solids=tuple(solids))
-
-
-def _resized(solid: Solid, factor: NDArray[np.float32]) -> Solid:
-    """The solid scaled by `factor` [F], still standing on the floor."""
-    centre = solid.centre.copy()
-    centre[:, 1] += solid.radius * (1 - factor)
-    return replace(solid, radius=solid.radius * factor, centre=centre)
-
-
-def _jolts(rng: np.random.Generator, frames: int) -> F64:
-    """Random camera displacements [F, 4, 4] about each pose; none in the first frame."""
-    jolts = np.tile(np.eye(4), (frames, 1, 1))
-    jolts[1:, :3, 3] = rng.normal(0, 0.025, (frames - 1, 3))
-    for jolt, (pitch, yaw) in zip(jolts[1:], rng.normal(0, 0.02, (frames - 1, 2)), strict=True):
-        (sp, sy), (cp, cy) = np.sin((pitch, yaw)), np.cos((pitch, yaw))
-        around_x = np.array([[1, 0, 0], [0, cp, -sp], [0, sp, cp]])
-        around_y = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
-        jolt[:3, :3] = around_x @ around_y
-    return jolts

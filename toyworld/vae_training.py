@@ -108,6 +108,8 @@ def train_vae(
         optimizer.load_state_dict(state["optimizer"])
         step, spent = state["step"], state["spent_s"]
     clock = Clock(60 * minutes, spent)
+    # A resumed run must not draw the noise of its first steps again.
+    torch.manual_seed(seed + step)
     rng = np.random.default_rng((seed, step))
     next_report = clock.spent_s + 30
     while clock.progress < 1:

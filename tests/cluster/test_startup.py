@@ -164,7 +164,7 @@ def test_adapter_that_matches_nothing(smallest: Build) -> None:
 
 
 class ConstantReconstruction(ReconstructionWorker):
-    def score(self, video: Any, prompt: Any, keep_artifacts: bool) -> Any:
+    def assess(self, video: Any, prompt: Any, keep_artifacts: bool) -> Any:
         score = Score("reconstruction", {"recon": 0.5, "traj": 0.5})
         return score, np.zeros_like(video[0]), None
 

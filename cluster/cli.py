@@ -1,0 +1,95 @@
+"""The `worldr1` command."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+
+from cluster.config import ConfigError, RunConfig, for_one_process, load, preset_names, to_json
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; 0 when it worked, 2 with one sentence on standard error for bad input."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    options = _parser().parse_args(_overrides_first(given))
+    try:
+        return int(options.command(options))
+    except ConfigError as error:
+        print(f"worldr1: {error}", file=sys.stderr)
+        return 2
+
+
+def _overrides_first(arguments: Sequence[str]) -> list[str]:
+    """Move every key=value behind COMMAND and PRESET: argparse wants positionals together."""
+    overrides = [a for a in arguments if re.match(r"[A-Za-z_][\w.]*=", a)]
+    others = [a for a in arguments if a not in overrides]
+    places = [i for i, a in enumerate(others) if a.startswith("-")]
+    cut = places[0] if places else len(others)
+    return [*others[:cut], *overrides, *others[cut:]]
+
+
+def _train(options: argparse.Namespace) -> int:
+    config = _load(options)
+    if options.print_config:
+        print(to_json(config))
+        return 0
+    from cluster.runs import in_this_process, on_ray, run_training
+
+    if options.local:
+        config = _one_process(config)
+    run_training(config, in_this_process if options.local else on_ray, say=_say)
+    return 0
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from cluster.demo import run_demo
+
+    return run_demo(options.overrides, options.run)
+
+
+def _load(options: argparse.Namespace) -> RunConfig:
+    overrides = list(options.overrides)
+    if options.run is not None:
+        overrides.append(f"run={options.run}")
+    return load(options.preset, overrides, options.config)
+
+
+def _one_process(config: RunConfig) -> RunConfig:
+    single = for_one_process(config)
+    if single != config:
+        _say("--local: one rollout worker and one learner rank, on the CPU of this process")
+    return single
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="worldr1", description="World-R1 on Ray: video models learn to paint one place."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    train = commands.add_parser("train", help="train a preset, or resume its run")
+    train.add_argument("preset", help=f"one of {', '.join(preset_names())}, or a .toml file")
+    train.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. rollout.frames=9")
+    train.add_argument("--run", metavar="URL", help="directory or fsspec URL of the run")
+    train.add_argument(
+        "--config", action="append", default=[], metavar="FILE", help="TOML file over the preset"
+    )
+    train.add_argument("--local", action="store_true", help="one process, without Ray")
+    train.add_argument("--print-config", action="store_true", help="show the resolved keys only")
+    train.set_defaults(command=_train)
+    demo = commands.add_parser(
+        "demo", help="start a local Ray head, submit the toy run as a job, show before and after"
+    )
+    demo.add_argument("overrides", nargs="*", metavar="key=value")
+    demo.add_argument("--run", metavar="DIR", help="directory of the run (default: a new one)")
+    demo.set_defaults(command=_demo)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

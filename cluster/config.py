@@ -1,0 +1,306 @@
+"""The run's configuration: preset TOML -> override files -> `key=value`, one frozen tree.
+
+Imports neither torch nor ray, so that a typing error is answered in a fraction of a second.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+import sys
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+from actors.config import PolicyConfig, RolloutConfig
+from learner.config import LearnerConfig, ScheduleConfig
+from prompts.config import CameraConfig, PromptsConfig
+from rewards.config import RewardConfig
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+PRESETS = Path(__file__).resolve().parent / "presets"
+
+LOOPBACK = "127.0.0.2" if sys.platform == "linux" else "127.0.0.1"
+"""Where a Ray of this machine listens: Ray replaces 127.0.0.1 by the machine's outward address,
+and leaves the rest of 127/8 alone."""
+
+_FREE_TO_CHANGE = ("run", "steps", "checkpoint.", "eval.", "metrics.", "placement.")
+_WORKER_COUNTS = re.compile(r"\.(workers|ranks|min_workers|max_workers|cpus\w*|gpus\w*)$")
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot run; its text is one sentence meant for the user."""
+
+
+class CheckpointConfig(BaseModel):
+    """When the run's state is made durable."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    every: int = Field(default=10, ge=1, le=10**9)
+    """Steps between checkpoints; the last step always writes one."""
+    keep: int = Field(default=3, ge=1, le=10**6)
+    """Newest checkpoints that are kept."""
+
+
+class EvalConfig(BaseModel):
+    """Held-out prompts with fixed noises, sampled by the ODE."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    every: int = Field(default=50, ge=0, le=10**9)
+    """Steps between evaluations besides those before the first and after the last step; 0: none."""
+    prompts: int = Field(default=16, ge=0, le=100_000)
+    """Held-out (prompt, noise) pairs; 0 switches evaluation off."""
+
+
+class MetricsConfig(BaseModel):
+    """Where figures go besides `metrics.jsonl`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    prometheus: bool = True
+    """Export gauges through Ray's own metrics endpoint (ignored by --local)."""
+
+
+class PlacementConfig(BaseModel):
+    """How pools of actors are laid over the cluster's nodes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    strategy: Literal["pools", "none"] = "pools"
+    """pools: a placement group per pool (learner packed, others spread); none: Ray decides."""
+    timeout_s: float = Field(default=300.0, gt=0, le=86400, allow_inf_nan=False)
+    """How long to wait for the cluster to hold the pools before giving up."""
+
+
+class RunConfig(BaseModel):
+    """Everything a run is made of; `config.json` of a run holds exactly this."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    run: str = Field(default="runs/latest", min_length=1)
+    """Directory or fsspec URL of the run."""
+    steps: int = Field(default=200, ge=0, le=10**9)
+    """Optimizer steps."""
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    """Keys every random choice of the run."""
+    max_staleness: Literal[0] = 0
+    """Versions that a rollout may lag behind; 0 is synchronous and deterministic."""
+    threads: int = Field(default=1, ge=1, le=256)
+    """CPU threads of every worker process; part of what decides a run's bits on a CPU."""
+    policy: PolicyConfig = PolicyConfig()
+    """The video model."""
+    rollout: RolloutConfig = RolloutConfig()
+    """Clips, sampler, batch."""
+    camera: CameraConfig = CameraConfig()
+    """Camera paths and noise transport."""
+    rewards: RewardConfig = RewardConfig()
+    """Scorers and their weights."""
+    learner: LearnerConfig = LearnerConfig()
+    """GRPO and its ranks."""
+    schedule: ScheduleConfig = ScheduleConfig()
+    """Main and dynamic phases."""
+    prompts: PromptsConfig = PromptsConfig()
+    """Prompt sets."""
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    """Durability."""
+    eval: EvalConfig = EvalConfig()
+    """Held-out evaluation."""
+    metrics: MetricsConfig = MetricsConfig()
+    """Figures for machines."""
+    placement: PlacementConfig = PlacementConfig()
+    """Nodes."""
+
+    @model_validator(mode="after")
+    def _across(self) -> RunConfig:
+        batch = self.rollout.groups_per_step * self.rollout.group_size
+        if batch % self.learner.ranks:
+            raise ValueError(
+                f"learner.ranks = {self.learner.ranks} does not divide the batch of "
+                f"rollout.groups_per_step x rollout.group_size = {batch} samples"
+            )
+        if batch % (self.learner.ranks * self.learner.updates_per_batch):
+            raise ValueError(
+                f"learner.updates_per_batch = {self.learner.updates_per_batch} does not divide "
+                f"the {batch // self.learner.ranks} samples of each rank"
+            )
+        if self.rewards.min_group_size > self.rollout.group_size:
+            raise ValueError(
+                f"rewards.min_group_size = {self.rewards.min_group_size} is larger than "
+                f"rollout.group_size = {self.rollout.group_size}; no group could ever train"
+            )
+        return self
+
+
+def preset_names() -> tuple[str, ...]:
+    """Names that `load` takes besides paths of TOML files."""
+    return tuple(sorted(path.stem for path in PRESETS.glob("*.toml")))
+
+
+def load(preset: str, overrides: Sequence[str] = (), files: Sequence[str] = ()) -> RunConfig:
+    """Resolve a preset name or TOML path, then override files, then `key=value`.
+
+    Raises ConfigError with one sentence that names the field, the value and what is allowed.
+    """
+    tree = _read_toml(_preset_path(preset))
+    for file in files:
+        _merge(tree, _read_toml(Path(file)))
+    for override in overrides:
+        key, value = _parse_override(override)
+        _merge(tree, _nest(key, value))
+    return from_tree(tree)
+
+
+def from_tree(tree: Mapping[str, Any]) -> RunConfig:
+    """Validate a nested mapping, such as a run's `config.json`; ConfigError on the first fault."""
+    try:
+        return RunConfig.model_validate(dict(tree))
+    except ValidationError as error:
+        raise ConfigError(_sentence(error.errors()[0])) from None
+
+
+def to_json(config: RunConfig) -> str:
+    """The resolved configuration as it is written to `RUN/config.json`."""
+    return config.model_dump_json(indent=2)
+
+
+def flatten(config: RunConfig) -> dict[str, Any]:
+    """Dotted key -> JSON value of every leaf."""
+    return dict(_leaves(json.loads(config.model_dump_json()), ""))
+
+
+def fingerprint(config: RunConfig) -> dict[str, Any]:
+    """The leaves that a resumed run may not change: everything that decides what is computed.
+
+    Where the run is stored, its length, checkpointing, evaluation, metrics and the number and size
+    of workers may differ between the first start and a resume.
+    """
+    return {
+        key: value
+        for key, value in flatten(config).items()
+        if not key.startswith(_FREE_TO_CHANGE) and not _WORKER_COUNTS.search(key)
+    }
+
+
+def for_one_process(config: RunConfig) -> RunConfig:
+    """The configuration with one worker of each kind, which is all that one process holds."""
+    return config.model_copy(
+        update={
+            "learner": config.learner.model_copy(update={"ranks": 1, "gpus_per_rank": 0.0}),
+            "rollout": config.rollout.model_copy(update={"workers": 1, "gpus_per_worker": 0.0}),
+        }
+    )
+
+
+def resolve_model(model: str) -> str:
+    """Where `policy.model` lies: a local directory, one inside this repository, or a hub id."""
+    if Path(model).is_dir():
+        return str(Path(model).resolve())
+    if (REPOSITORY / model).is_dir():
+        return str(REPOSITORY / model)
+    if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", model):
+        return model
+    raise ConfigError(
+        f"policy.model = {model!r} is neither a directory nor a hub id of the form owner/name"
+    )
+
+
+def _preset_path(preset: str) -> Path:
+    if preset.endswith(".toml"):
+        return Path(preset)
+    path = PRESETS / f"{preset}.toml"
+    if preset not in preset_names():
+        raise ConfigError(
+            f"preset = {preset!r} is unknown; allowed are {', '.join(preset_names())} "
+            "or the path of a .toml file"
+        )
+    return path
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise ConfigError(f"config file {str(path)!r} cannot be read: {reason}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"config file {str(path)!r} is not valid TOML: {error}") from None
+
+
+def _parse_override(text: str) -> tuple[str, Any]:
+    key, separator, value = text.partition("=")
+    if not separator or not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", key):
+        raise ConfigError(f"override {text!r} is not of the form key=value, e.g. rollout.frames=9")
+    return key, _parse_value(value)
+
+
+def _parse_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"] if "\n" not in text else text
+    except tomllib.TOMLDecodeError:
+        return {"none": None, "null": None}.get(text.lower(), text)
+
+
+def _nest(key: str, value: Any) -> dict[str, Any]:
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return value
+
+
+def _merge(into: dict[str, Any], other: Mapping[str, Any]) -> None:
+    for key, value in other.items():
+        if isinstance(value, Mapping) and isinstance(into.get(key), dict):
+            _merge(into[key], value)
+        else:
+            into[key] = dict(value) if isinstance(value, Mapping) else value
+
+
+def _leaves(value: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict) and value:
+        for key, inner in value.items():
+            yield from _leaves(inner, f"{prefix}.{key}" if prefix else key)
+    else:
+        yield prefix, value
+
+
+def _known_keys(model: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        key = f"{prefix}{name}"
+        yield key
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _known_keys(field.annotation, f"{key}.")
+
+
+def _sentence(error: ErrorDetails) -> str:
+    """One readable sentence for pydantic's first complaint."""
+    key = ".".join(str(part) for part in error["loc"] if not isinstance(part, int))
+    shown = _shorten(error["input"])
+    if error["type"] == "extra_forbidden":
+        return f"key {key!r} is unknown{_suggestion(key, _known_keys())}"
+    if error["type"] == "value_error":
+        return str(error["ctx"]["error"])
+    message = error["msg"].removeprefix("Input should be ").rstrip(".")
+    return f"{key} = {shown} is not allowed: it must be {message}"
+
+
+def _suggestion(key: str, known: Iterable[str]) -> str:
+    keys = list(known)
+    close = difflib.get_close_matches(key, keys, n=1, cutoff=0.6)
+    if not close:
+        tail = key.rpartition(".")[2]
+        close = [other for other in keys if other.rpartition(".")[2] == tail][:1]
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    top = ", ".join(RunConfig.model_fields)
+    return f"; the top-level keys are {top}"
+
+
+def _shorten(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,172 @@
+"""`make demo`: a Ray head of its own on loopback, the toy run as a Ray job, all stopped after.
+
+The head gets free ports, a temporary directory and an authentication token of its own, so that it
+meets no other Ray on the machine, and dies with this process, also on Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from pathlib import Path
+
+from cluster.config import LOOPBACK, REPOSITORY, ConfigError, load
+from cluster.runs import check_before_start
+
+HEAD_TIMEOUT_S = 120
+OBJECT_STORE_BYTES = 512 * 1024**2
+
+
+def run_demo(overrides: Sequence[str], run: str | None) -> int:
+    """Start a head, submit `worldr1 train toy`, follow it, stop the head; the job's exit code."""
+    name = f"demo-{datetime.now():%Y%m%d-%H%M%S}"
+    folder = Path(run) if run else REPOSITORY / "runs" / name
+    arguments = ["toy", *overrides, f"run={folder.absolute()}"]
+    check_before_start(load(arguments[0], arguments[1:]))
+    command = [sys.executable, "-m", "cluster.cli", "train", *arguments]
+    with ray_head() as (address, environment):
+        print(f"Ray dashboard: {address} (token in {environment['RAY_AUTH_TOKEN_PATH']})")
+        print(f"submitting: ray job submit -- worldr1 train {shlex.join(arguments)}", flush=True)
+        return submit(address, environment, command)
+
+
+def submit(address: str, environment: dict[str, str], command: Sequence[str]) -> int:
+    """`ray job submit` a command and follow its log; its exit code."""
+    submission = [
+        str(Path(sys.executable).parent / "ray"),
+        "job",
+        "submit",
+        "--address",
+        address,
+        "--",
+        *command,
+    ]
+    process = subprocess.Popen(submission, env=environment, cwd=REPOSITORY)
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        process.terminate()
+        process.wait()
+        return 130
+
+
+@contextlib.contextmanager
+def ray_head(cpus: int = 4) -> Iterator[tuple[str, dict[str, str]]]:
+    """A Ray head with dashboard on loopback; yields its address and the environment to reach it."""
+    folder = Path(tempfile.mkdtemp(prefix="wr1-"))  # short: Unix socket paths end at 107 bytes
+    port, dashboard, metrics = _free_ports(3)
+    environment = _head_environment(folder)
+    address = f"http://{LOOPBACK}:{dashboard}"
+    command = [
+        str(Path(sys.executable).parent / "ray"),
+        "start",
+        "--head",
+        "--block",
+        "--node-ip-address",
+        LOOPBACK,
+        "--port",
+        str(port),
+        "--dashboard-host",
+        LOOPBACK,
+        "--dashboard-port",
+        str(dashboard),
+        "--metrics-export-port",
+        str(metrics),
+        "--temp-dir",
+        str(folder / "ray"),
+        "--num-cpus",
+        str(cpus),
+        "--object-store-memory",
+        str(OBJECT_STORE_BYTES),
+        "--disable-usage-stats",
+    ]
+    log = folder / "head.log"
+    with log.open("wb") as output:
+        head = subprocess.Popen(
+            command,
+            env=environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    environment["RAY_ADDRESS"] = f"{LOOPBACK}:{port}"
+    try:
+        _wait_for_dashboard(address, environment, head, log)
+        yield address, environment
+    finally:
+        _stop(head)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _head_environment(folder: Path) -> dict[str, str]:
+    token = folder / "token"
+    token.touch(mode=0o600)
+    token.write_text(secrets.token_hex(32))
+    # A Ray that the caller already talks to must not be mistaken for this one.
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    search_path = f"{Path(sys.executable).parent}{os.pathsep}{inherited.get('PATH', '')}"
+    return inherited | {
+        "PATH": search_path,
+        "PYTHONPATH": str(REPOSITORY),
+        "PYTHONUNBUFFERED": "1",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token),
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+
+
+def _wait_for_dashboard(
+    address: str, environment: dict[str, str], head: subprocess.Popen[bytes], log: Path
+) -> None:
+    """Wait until the Jobs API answers; ConfigError with the head's own words when it does not."""
+    token = Path(environment["RAY_AUTH_TOKEN_PATH"]).read_text()
+    request = urllib.request.Request(
+        f"{address}/api/jobs/", headers={"Authorization": f"Bearer {token}"}
+    )
+    deadline = time.monotonic() + HEAD_TIMEOUT_S
+    while time.monotonic() < deadline and head.poll() is None:
+        try:
+            with urllib.request.urlopen(request, timeout=5):
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.3)
+    tail = " | ".join(log.read_text(errors="replace").splitlines()[-5:])
+    raise ConfigError(f"the local Ray head did not come up within {HEAD_TIMEOUT_S} s: {tail}")
+
+
+def _stop(head: subprocess.Popen[bytes]) -> None:
+    """End the head and everything it started: they share its session."""
+    session = head.pid
+    if head.poll() is None:
+        head.send_signal(signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            head.wait(timeout=15)
+    for sign in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(session, sign)
+            time.sleep(0.5)
+
+
+def _free_ports(count: int) -> list[int]:
+    """Ports that nothing listens on, all different."""
+    probes = [socket.socket() for _ in range(count)]
+    try:
+        for probe in probes:
+            probe.bind((LOOPBACK, 0))
+        return [probe.getsockname()[1] for probe in probes]
+    finally:
+        for probe in probes:
+            probe.close()

@@ -1,0 +1,231 @@
+"""Held-out prompts with fixed noises, sampled by the ODE: scores, videos, before against after."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import imageio.v3 as iio
+import numpy as np
+from numpy.typing import NDArray
+
+from cluster.collect import gather_or_cancel
+from cluster.config import RunConfig
+from cluster.metrics import MetricsLog, mean_spread
+from cluster.pools import Published, SampleScores
+from cluster.storage import RunFolder
+from prompts.schema import Prompt
+from rewards.scoring import combine
+
+if TYPE_CHECKING:
+    from cluster.loop import Workers
+
+SHOWN_RAW = ("psnr", "content", "sharpness", "motion")
+"""Measurements compared beside the reward: what a reward hacker would sacrifice."""
+VIDEO_FPS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class EvalSample:
+    """One held-out (prompt, noise) pair, scored with all rewards."""
+
+    prompt_id: str
+    prompt: str
+    seed: int
+    total: float
+    parts: Mapping[str, float]
+    raw: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Gain:
+    """A figure before and after, over the same pairs."""
+
+    name: str
+    before: float
+    after: float
+    lower: float
+    """One-sided 95 % bootstrap bound of the mean paired gain."""
+    pairs: int
+
+    @property
+    def gain(self) -> float:
+        """Mean paired gain."""
+        return self.after - self.before
+
+
+class Evaluator:
+    """Samples, scores and stores the held-out pairs of a run."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        prompts: Sequence[Prompt],
+        folder: RunFolder,
+        metrics: MetricsLog,
+    ) -> None:
+        self.config = config
+        self.folder = folder
+        self.metrics = metrics
+        self.pairs = [(prompts[i % len(prompts)], i) for i in range(config.eval.prompts)]
+
+    async def evaluate(self, step: int, weights: Published, workers: Workers) -> list[EvalSample]:
+        """Sample and score every pair; writes videos and `scores.json` of the step.
+
+        A pair whose scoring fails is left out of the figures and counted in the row.
+        """
+        if not self.pairs:
+            return []
+        prompts = [prompt for prompt, _ in self.pairs]
+        videos = await workers.rollouts.sample(prompts, [seed for _, seed in self.pairs], weights)
+        scored: dict[int, SampleScores] = {}
+
+        async def score(index: int) -> None:
+            scored[index] = await workers.rewards.score(videos[index], prompts[index], "main")
+
+        await gather_or_cancel([score(index) for index in range(len(videos))])
+        samples = [
+            self._sample(index, scored[index])
+            for index in range(len(videos))
+            if not scored[index].failures
+        ]
+        pool = workers.rollouts.pool
+        for (prompt, seed), video in zip(self.pairs, videos, strict=True):
+            data = await asyncio.to_thread(encode_mp4, await pool.fetch(video))
+            self.folder.write_bytes(f"{samples_folder(step)}/{prompt.id}_{seed}.mp4", data)
+        self._store(step, samples)
+        self._report(step, samples)
+        return samples
+
+    def _sample(self, index: int, scores: SampleScores) -> EvalSample:
+        prompt, seed = self.pairs[index]
+        total, parts = combine(scores.parts, self.config.rewards.weights, "main")
+        return EvalSample(prompt.id, prompt.text, seed, total, parts, scores.raw)
+
+    def _store(self, step: int, samples: Sequence[EvalSample]) -> None:
+        rows = [
+            {**asdict(sample), "parts": dict(sample.parts), "raw": dict(sample.raw)}
+            for sample in samples
+        ]
+        self.folder.write_text(f"{samples_folder(step)}/scores.json", json.dumps(rows, indent=1))
+
+    def _report(self, step: int, samples: Sequence[EvalSample]) -> None:
+        names = sorted({name for sample in samples for name in sample.parts})
+        row: dict[str, Any] = {
+            "kind": "eval",
+            "step": step,
+            "reward": mean_spread(sample.total for sample in samples),
+            "parts": {
+                name: mean_spread(s.parts[name] for s in samples if name in s.parts)
+                for name in names
+            },
+            "raw": {
+                name: mean_spread(s.raw[name] for s in samples if name in s.raw)
+                for name in SHOWN_RAW
+            },
+            "unscored": len(self.pairs) - len(samples),
+        }
+        self.metrics.write(row)
+        parts = " ".join(f"{name} {row['parts'][name]['mean']:.3f}" for name in names)
+        self.metrics.say(
+            f"eval after {step} steps: R {row['reward'].get('mean', float('nan')):.3f} | {parts} "
+            f"({len(samples)} of {len(self.pairs)} pairs)"
+        )
+
+
+def samples_folder(step: int) -> str:
+    """Folder of a step's evaluation, relative to the run."""
+    return f"samples/step_{step:06d}"
+
+
+def load_evaluation(folder: RunFolder, step: int) -> list[EvalSample]:
+    """Scores stored by an evaluation; FileNotFoundError when the step was not evaluated."""
+    rows = json.loads(folder.read_text(f"{samples_folder(step)}/scores.json"))
+    return [EvalSample(**row) for row in rows]
+
+
+def paired_gains(
+    before: Sequence[EvalSample], after: Sequence[EvalSample], resamples: int = 10_000
+) -> list[Gain]:
+    """Gains of the total, of each part and of the guarded measurements over common pairs."""
+    later = {(s.prompt_id, s.seed): s for s in after}
+    common = [(s, later[s.prompt_id, s.seed]) for s in before if (s.prompt_id, s.seed) in later]
+    gains = []
+    for name, values in _figures(common).items():
+        first, last = np.array(values).T
+        gains.append(
+            Gain(
+                name,
+                float(first.mean()),
+                float(last.mean()),
+                bootstrap_lower(last - first, resamples),
+                len(values),
+            )
+        )
+    return gains
+
+
+def bootstrap_lower(
+    gains: NDArray[np.float64], resamples: int = 10_000, level: float = 0.05
+) -> float:
+    """Lower end of the one-sided bootstrap interval of a mean (percentile method, fixed seed)."""
+    rng = np.random.default_rng(0)
+    picks = rng.integers(0, len(gains), (resamples, len(gains)))
+    return float(np.quantile(gains[picks].mean(axis=1), level))
+
+
+def _figures(
+    common: Sequence[tuple[EvalSample, EvalSample]],
+) -> dict[str, list[tuple[float, float]]]:
+    figures: dict[str, list[tuple[float, float]]] = {
+        "total reward": [(a.total, b.total) for a, b in common]
+    }
+    part_names = sorted({name for a, b in common for name in a.parts if name in b.parts})
+    for name in part_names:
+        figures[f"  {name}"] = [
+            (a.parts[name], b.parts[name]) for a, b in common if name in a.parts and name in b.parts
+        ]
+    for name in SHOWN_RAW:
+        pairs = [(a.raw[name], b.raw[name]) for a, b in common if name in a.raw and name in b.raw]
+        if pairs:
+            figures[name] = pairs
+    return figures
+
+
+def gains_table(gains: Sequence[Gain], first: str = "before", last: str = "after") -> str:
+    """Aligned text table of `paired_gains`."""
+    lines = [
+        f"{'':<14}{first:>9}{last:>9}{'gain':>9}{'95 % >':>9}{'change':>9}",
+    ]
+    for gain in gains:
+        change = f"{gain.gain / abs(gain.before):+.0%}" if abs(gain.before) > 1e-9 else "–"
+        lines.append(
+            f"{gain.name:<14}{gain.before:>9.3f}{gain.after:>9.3f}{gain.gain:>+9.3f}"
+            f"{gain.lower:>+9.3f}{change:>9}"
+        )
+    pairs = gains[0].pairs if gains else 0
+    return "\n".join([*lines, f"{pairs} held-out (prompt, noise) pairs, sampled by the ODE"])
+
+
+def encode_mp4(video: NDArray[np.uint8]) -> bytes:
+    """H.264 bytes of a uint8 [F, H, W, 3] video."""
+    buffer = io.BytesIO()
+    iio.imwrite(
+        buffer,
+        video,
+        extension=".mp4",
+        fps=VIDEO_FPS,
+        codec="libx264",
+        macro_block_size=2,
+        output_params=["-crf", "12"],
+    )
+    return buffer.getvalue()
+
+
+def decode_mp4(data: bytes) -> NDArray[np.uint8]:
+    """Frames of an mp4 file as uint8 [F, H, W, 3]."""
+    return np.asarray(iio.imread(io.BytesIO(data), extension=".mp4"))

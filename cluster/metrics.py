@@ -1,0 +1,171 @@
+"""What a run says of itself: `metrics.jsonl`, one readable line a step, Prometheus gauges."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from cluster.collect import Batch
+from cluster.storage import RunFolder
+from learner.rank import StepReport
+
+SHOWN_PARTS = ("recon", "traj", "meta", "gen")
+
+
+def mean_spread(values: Iterable[float]) -> dict[str, float]:
+    """Mean, standard deviation and number of some values; an empty mapping for none."""
+    known = list(values)
+    if not known:
+        return {}
+    return {"mean": statistics.fmean(known), "std": statistics.pstdev(known), "n": len(known)}
+
+
+def step_row(phase: str, batch: Batch, report: StepReport, seconds: float) -> dict[str, Any]:
+    """Everything measured in one optimizer step, as one JSON object."""
+    totals = [reward for group in batch.groups for reward in group.rewards]
+    within = [statistics.pstdev(group.rewards) for group in batch.groups]
+    parts: dict[str, list[float]] = {}
+    raw: dict[str, list[float]] = {}
+    for record in batch.records.values():
+        for scores in record.scores:
+            for name, value in scores.parts.items():
+                parts.setdefault(name, []).append(value)
+            for name, value in scores.raw.items():
+                raw.setdefault(name, []).append(value)
+    return {
+        "kind": "step",
+        "step": report.step,
+        "phase": phase,
+        "reward": mean_spread(totals) | {"within_group_std": statistics.fmean(within)},
+        "parts": {name: mean_spread(values) for name, values in sorted(parts.items())},
+        "raw": {name: mean_spread(values) for name, values in sorted(raw.items())},
+        "spread_by_window_start": _spread_by_window(batch),
+        "loss": report.loss,
+        "grad_norm": report.grad_norm,
+        "update_skipped": report.update_skipped,
+        "learner": dict(report.metrics),
+        "groups": {"trained": len(batch.groups), **batch.rejected},
+        "failed_members": batch.failed_members,
+        "failures": batch.failures,
+        "seconds": {**batch.seconds, "step": seconds},
+        "time": time.time(),
+    }
+
+
+def step_line(row: Mapping[str, Any], steps: int, eta_s: float) -> str:
+    """One line a person reads."""
+    parts = " ".join(
+        f"{name} {row['parts'][name]['mean']:.3f}" for name in SHOWN_PARTS if name in row["parts"]
+    )
+    learner = {"kl": math.nan, "ratio_max_dev": math.nan} | row["learner"]
+    seconds = row["seconds"]
+    clock = " ".join(f"{name} {value:.1f}" for name, value in seconds.items() if name != "step")
+    notes = [f"{n} groups {why}" for why, n in row["groups"].items() if why != "trained" and n]
+    if row["failed_members"]:
+        notes.append(f"{row['failed_members']} samples unscored")
+    if row["update_skipped"]:
+        notes.append("UPDATE SKIPPED: not finite")
+    return (
+        f"step {row['step'] + 1:>4}/{steps} {row['phase']:<7} "
+        f"R {row['reward']['mean']:.3f}±{row['reward']['std']:.3f} | {parts} | "
+        f"KL {learner['kl']:.2e} ratio-1 {learner['ratio_max_dev']:.1e} "
+        f"grad {row['grad_norm']:.2e} | {seconds['step']:.1f} s ({clock}) | "
+        f"ETA {format_seconds(eta_s)}" + ("" if not notes else " | " + ", ".join(notes))
+    )
+
+
+def format_seconds(seconds: float) -> str:
+    """1:02:03 or 2:03."""
+    whole = int(seconds)
+    hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+class MetricsLog:
+    """Appends rows to `metrics.jsonl` and prints their lines.
+
+    A resumed run drops the rows of steps that its checkpoint has not seen: they are computed again.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        steps: int,
+        resumed_at: int,
+        say: Callable[[str], None],
+        gauges: bool = False,
+    ) -> None:
+        self.folder = folder
+        self.steps = steps
+        self.say = say
+        self._rows = _rows_before(folder, resumed_at)
+        self._recent_s: list[float] = []
+        self._gauges = StepGauges() if gauges else None
+        self._flush()
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Store a row; step rows are printed as a line too."""
+        self._rows.append(json.dumps(row, sort_keys=True))
+        self._flush()
+        if row["kind"] != "step":
+            return
+        self._recent_s = [*self._recent_s[-9:], row["seconds"]["step"]]
+        eta_s = statistics.fmean(self._recent_s) * (self.steps - row["step"] - 1)
+        self.say(step_line(row, self.steps, eta_s))
+        if self._gauges:
+            self._gauges.set(row)
+
+    def _flush(self) -> None:
+        # Object stores cannot append; a row is about 2 KB, so a whole rewrite stays cheap.
+        self.folder.write_text("metrics.jsonl", "".join(f"{row}\n" for row in self._rows))
+
+
+class StepGauges:
+    """The same figures for Prometheus, through Ray's metrics endpoint."""
+
+    def __init__(self) -> None:
+        from ray.util.metrics import Gauge  # here, so that --local never imports ray
+
+        self._reward = Gauge("worldr1_reward_mean", "Mean total reward of the last step")
+        self._part = Gauge("worldr1_reward_part", "Mean of a reward part", tag_keys=("part",))
+        self._stage = Gauge("worldr1_stage_seconds", "Wall seconds of a stage", tag_keys=("stage",))
+        self._learner = Gauge("worldr1_learner", "Learner metrics", tag_keys=("name",))
+        self._step = Gauge("worldr1_step", "Optimizer steps done")
+
+    def set(self, row: Mapping[str, Any]) -> None:
+        """Publish a step's row."""
+        self._step.set(row["step"] + 1)
+        self._reward.set(row["reward"]["mean"])
+        for part, value in row["parts"].items():
+            self._part.set(value["mean"], tags={"part": part})
+        for stage, seconds in row["seconds"].items():
+            self._stage.set(seconds, tags={"stage": stage})
+        for name, value in row["learner"].items():
+            if isinstance(value, int | float) and math.isfinite(value):
+                self._learner.set(value, tags={"name": name})
+
+
+def _spread_by_window(batch: Batch) -> dict[str, float]:
+    """Mean standard deviation of rewards between members, per start of the window."""
+    spreads: dict[str, list[float]] = {}
+    for group in batch.groups:
+        start = str(batch.records[group.group].request.window_start)
+        spreads.setdefault(start, []).append(statistics.pstdev(group.rewards))
+    return {start: statistics.fmean(values) for start, values in sorted(spreads.items())}
+
+
+def _rows_before(folder: RunFolder, step: int) -> list[str]:
+    """Rows of an earlier start that stay valid when the run goes on from `step`."""
+    if not folder.exists("metrics.jsonl"):
+        return []
+    kept = []
+    for line in folder.read_text("metrics.jsonl").splitlines():
+        row = json.loads(line)
+        limit = row["step"] + 1 if row["kind"] == "step" else row["step"]
+        if limit <= step and step > 0:
+            kept.append(line)
+    return kept

@@ -1,0 +1,143 @@
+"""From a configuration to a finished run: checks before anything starts, resume, the last table."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+from cluster.checkpoint import CheckpointStore, IncompatibleCheckpoint, RunState
+from cluster.config import ConfigError, RunConfig, fingerprint, resolve_model, to_json
+from cluster.storage import RunFolder
+from prompts.dataset import load_prompts
+from prompts.schema import Prompt
+
+if TYPE_CHECKING:
+    from cluster.loop import Workers
+
+OpenWorkers: TypeAlias = "Callable[[RunConfig], AbstractContextManager[Workers]]"
+"""Brings a run's workers up, and down again when its block ends."""
+
+
+def check_before_start(config: RunConfig) -> dict[str, tuple[Prompt, ...]]:
+    """Read and write everything that a wrong path would break later; the prompts of each split.
+
+    Raises ConfigError in one sentence, before torch is imported or a worker exists.
+    """
+    resolve_model(config.policy.model)
+    prompts = {}
+    for split in ("train", "dynamic", "test"):
+        source = getattr(config.prompts, split)
+        try:
+            prompts[split] = load_prompts(source)
+        except (ValueError, OSError) as error:
+            raise ConfigError(f"prompts.{split} = {source!r} cannot be used: {error}") from None
+    RunFolder(config.run).require_writable()
+    return prompts
+
+
+def run_training(
+    config: RunConfig, open_workers: OpenWorkers, say: Callable[[str], None] = print
+) -> RunState:
+    """Train a run from its newest checkpoint, or from the start; prints what a person follows.
+
+    `open_workers` is `on_ray` or `in_this_process`.
+    """
+    prompts = check_before_start(config)
+    folder, store = RunFolder(config.run), CheckpointStore(config.run)
+    state = start_or_resume(config, store, say)
+    if state.step >= config.steps and folder.exists("metrics.jsonl"):
+        say(f"run {config.run} has all of its {config.steps} steps")
+        show_result(config, folder, say)
+        return state
+    folder.write_text("config.json", to_json(config))
+    say(
+        f"run {config.run}: {config.steps} steps of {config.rollout.groups_per_step} groups x "
+        f"{config.rollout.group_size} samples, from step {state.step}"
+    )
+    started = time.perf_counter()
+    with open_workers(config) as workers:
+        from cluster.collect import RequestSource
+        from cluster.evaluate import Evaluator
+        from cluster.loop import Trainer
+        from cluster.metrics import MetricsLog
+
+        metrics = MetricsLog(
+            folder,
+            config.steps,
+            state.step,
+            say,
+            gauges=config.metrics.prometheus and open_workers is on_ray,
+        )
+        trainer = Trainer(
+            config=config,
+            workers=workers,
+            source=RequestSource(
+                config.seed, config.rollout, prompts, state.next_group, state.cursors
+            ),
+            checkpoints=store,
+            metrics=metrics,
+            evaluator=Evaluator(config, prompts["test"], folder, metrics),
+        )
+        say(f"workers are up after {time.perf_counter() - started:.0f} s")
+        state = asyncio.run(trainer.train(state))
+    say(f"final weights {state.weights_checksum[:16]} after {state.step} steps")
+    show_result(config, folder, say)
+    return state
+
+
+def start_or_resume(
+    config: RunConfig, store: CheckpointStore, say: Callable[[str], None]
+) -> RunState:
+    """The newest valid state under a fresh lineage; ConfigError where another run lies there."""
+    lineage = secrets.token_hex(4)
+    try:
+        found = store.newest_valid(fingerprint(config))
+    except IncompatibleCheckpoint as error:
+        raise ConfigError(f"run = {config.run!r} cannot be resumed: {error}") from None
+    for skipped in found.skipped:
+        say(f"checkpoint of step {skipped.step} skipped: {skipped.reason}")
+    if found.checkpoint is None:
+        return RunState(step=0, seed=config.seed, lineage=lineage)
+    say(f"resuming {config.run} from its checkpoint of step {found.checkpoint.step}")
+    return found.checkpoint.state.model_copy(update={"lineage": lineage})
+
+
+def show_result(config: RunConfig, folder: RunFolder, say: Callable[[str], None]) -> None:
+    """Print the paired table of the first and last evaluation and write their sheet of pictures."""
+    from cluster.evaluate import gains_table, load_evaluation, paired_gains
+    from cluster.report import write_sheet
+
+    if not config.eval.prompts or not config.steps:
+        return
+    before, after = load_evaluation(folder, 0), load_evaluation(folder, config.steps)
+    if not before or not after:
+        say("no held-out pair could be scored; see metrics.jsonl")
+        return
+    say(gains_table(paired_gains(before, after)))
+    sheet = write_sheet(folder, before, config.steps)
+    say(f"pictures: {Path(sheet) if folder.is_local else sheet}")
+
+
+@contextlib.contextmanager
+def in_this_process(config: RunConfig) -> Iterator[Workers]:
+    """Workers as plain objects, without Ray."""
+    from cluster.local import local_workers
+
+    with local_workers(config) as workers:
+        yield workers
+
+
+@contextlib.contextmanager
+def on_ray(config: RunConfig) -> Iterator[Workers]:
+    """Workers as actors of the cluster that RAY_ADDRESS names, or of one started here."""
+    from cluster.handles import connect, ray_workers
+
+    connect()
+    with ray_workers(config) as workers:
+        yield workers

@@ -1,0 +1,129 @@
+"""Proofs before the first update: a run whose parts disagree does not start.
+
+Each proof prints one line; the first that fails raises `StartupProofError` with one sentence.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from actors.sde import schedule_hash, sigma_schedule
+from actors.trajectory import LoraWeights, RolloutRequest, WeightsVersion, weights_checksum
+from actors.worker import WorkerInfo
+from cluster.config import RunConfig
+from cluster.pools import Published, Rollouts
+from learner.rank import RankInfo, StartupProofError
+from learner.schedule import window_start
+from prompts.schema import Prompt
+
+if TYPE_CHECKING:
+    from cluster.loop import Workers
+
+PROOF_GROUP = 2**62
+"""Serial number of the group that the ratio proofs look at; never trained on."""
+
+
+async def prove_run(
+    config: RunConfig,
+    workers: Workers,
+    prompts: Mapping[str, Sequence[Prompt]],
+    weights: Published,
+    say: Callable[[str], None],
+) -> None:
+    """Run every start-up proof (method section 2); raises at the first that fails."""
+    rollouts, learner = workers.rollouts, workers.learner
+    infos, ranks = await asyncio.gather(
+        rollouts.pool.call_all("describe", [()] * rollouts.pool.size), learner.describe()
+    )
+    say("proof  policy      " + prove_policy(config, infos, ranks))
+    say("proof  delivery    " + await prove_delivery(rollouts, weights))
+    request = RolloutRequest(
+        group=PROOF_GROUP,
+        prompt=prompts["train"][0],
+        members=config.rollout.group_size,
+        seed=config.seed,
+        window_start=window_start(
+            config.seed, PROOF_GROUP, config.rollout.window_low, config.rollout.window_stop
+        ),
+    )
+    rollout = await rollouts.rollout(request, weights)
+    ratio = await learner.prove(rollout.trajectories[:2])
+    say(
+        f"proof  ratio       ok: |log r| {ratio.log_ratio_max:.1e} <= {ratio.log_ratio_limit:.0e}, "
+        f"residual {ratio.residual_max:.1e} <= {ratio.residual_limit:.0e} over {ratio.steps} steps"
+    )
+    for line in await prove_rewards(workers):
+        say("proof  rewards     " + line)
+
+
+def prove_policy(config: RunConfig, infos: Sequence[WorkerInfo], ranks: Sequence[RankInfo]) -> str:
+    """Every process has the same schedule and the same, non-empty adapter."""
+    expected = schedule_hash(sigma_schedule(config.rollout.sampling_steps, config.rollout.shift))
+    for info in infos:
+        if info.schedule_hash != expected:
+            raise StartupProofError(
+                f"rollout worker {info.name} samples on the schedule {info.schedule_hash[:12]}, "
+                f"the configuration asks for {expected[:12]}"
+            )
+    adapters = {(info.lora_modules_matched, info.trainable_parameters) for info in infos}
+    adapters |= {(rank.lora_modules, rank.trained_parameters) for rank in ranks}
+    if len(adapters) != 1:
+        raise StartupProofError(
+            "the adapters of the processes differ in (modules, parameters): "
+            f"{sorted(adapters)}; all of them must load the same model and policy.lora"
+        )
+    modules, parameters = adapters.pop()
+    if modules < 1 or parameters < 1:
+        raise StartupProofError(
+            f"policy.lora.targets = {list(config.policy.lora.targets)} matched {modules} modules "
+            f"with {parameters} parameters; nothing would be trained"
+        )
+    return (
+        f"ok: {modules} LoRA modules with {parameters:,} parameters on {len(infos)} rollout "
+        f"workers and {len(ranks)} learner ranks, schedule {expected[:12]}"
+    )
+
+
+async def prove_delivery(rollouts: Rollouts, weights: Published) -> str:
+    """Every rollout worker really loads what it is sent.
+
+    Weights that differ from the current ones are delivered first: a worker that ignores weights
+    holds the same initial adapter as everybody else and would pass otherwise.
+    """
+    held: LoraWeights = await rollouts.pool.fetch(weights.weights)
+    await rollouts.deliver(probe_weights(held, weights.version))
+    count = await rollouts.deliver(weights)
+    return f"ok: {count} rollout workers hold weights {weights.version.checksum[:12]}"
+
+
+def probe_weights(weights: LoraWeights, version: WeightsVersion) -> Published:
+    """Weights unlike `weights`, under a version of their own."""
+    rng = np.random.default_rng(0)
+    probe = {
+        name: (array + rng.normal(0, 0.01, array.shape)).astype(np.float32)
+        for name, array in sorted(weights.items())
+    }
+    marked = replace(version, lineage="probe", checksum=weights_checksum(probe))
+    return Published(marked, probe)
+
+
+async def prove_rewards(workers: Workers) -> list[str]:
+    """Scorers answer known clips as they must, on every reward worker."""
+    pools = workers.rewards.pools
+    answers = await asyncio.gather(
+        *(pool.call_all("known_answers", [()] * pool.size) for pool in pools.values())
+    )
+    lines = []
+    for (kind, pool), rows in zip(pools.items(), answers, strict=True):
+        first = rows[0]
+        if any(not math.isfinite(value) for row in rows for value in row.values()):
+            raise StartupProofError(f"{kind} scores a known-answer clip as {first}: not finite")
+        shown = ", ".join(f"{name} {value:.2f}" for name, value in first.items())
+        lines.append(f"ok: {kind} x {pool.size}: {shown}")
+    return lines

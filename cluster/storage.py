@@ -1,0 +1,73 @@
+"""Files of a run on any fsspec URL: whole files in and out, and a check that it is writable."""
+
+from __future__ import annotations
+
+import uuid
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from cluster.config import ConfigError
+
+
+class RunFolder:
+    """A run's directory, local or remote, addressed by paths relative to it."""
+
+    def __init__(self, url: str) -> None:
+        """`url` is a path or an fsspec URL; ConfigError when its scheme is unknown."""
+        self.url = url.rstrip("/") or "/"
+        try:
+            self.fs, self.root = fsspec.core.url_to_fs(self.url)
+        except (ValueError, ImportError) as error:
+            raise ConfigError(
+                f"run = {url!r} cannot be used: {error}; allowed are paths and fsspec URLs "
+                "such as s3://bucket/run"
+            ) from None
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the folder lies on this machine's file system."""
+        return isinstance(self.fs, LocalFileSystem)
+
+    def path(self, name: str) -> str:
+        """Path of a file as the file system knows it."""
+        return f"{self.root}/{name}"
+
+    def exists(self, name: str) -> bool:
+        """Whether a file is there."""
+        return bool(self.fs.exists(self.path(name)))
+
+    def read_text(self, name: str) -> str:
+        """Whole file as UTF-8."""
+        return str(self.fs.cat_file(self.path(name)).decode("utf-8"))
+
+    def read_bytes(self, name: str) -> bytes:
+        """Whole file."""
+        return bytes(self.fs.cat_file(self.path(name)))
+
+    def write_bytes(self, name: str, data: bytes) -> None:
+        """Replace a whole file; on a local disk by rename, so that no reader sees half of it."""
+        path = self.path(name)
+        self.fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+        if self.is_local:
+            partial = f"{path}.{uuid.uuid4().hex[:8]}.partial"
+            self.fs.pipe_file(partial, data)
+            self.fs.mv(partial, path)
+        else:
+            self.fs.pipe_file(path, data)
+
+    def write_text(self, name: str, text: str) -> None:
+        """Replace a whole file by UTF-8 text."""
+        self.write_bytes(name, text.encode("utf-8"))
+
+    def require_writable(self) -> None:
+        """Write and remove a probe. ConfigError in one sentence when that fails."""
+        probe = f".probe-{uuid.uuid4().hex[:8]}"
+        try:
+            self.write_bytes(probe, b"probe")
+            self.fs.rm(self.path(probe))
+        except Exception as error:  # every store has its own exception types
+            raise ConfigError(
+                f"run = {self.url!r} is not writable: {type(error).__name__}: "
+                f"{str(error).splitlines()[0] if str(error) else 'no reason given'}"
+            ) from None

@@ -1,0 +1,178 @@
+"""Known-answer tests: clips whose order is known before any scorer sees them.
+
+Two consistent ray-cast clips are shipped in `canary/`; their spoilt versions are made here. A
+scorer that does not tell them apart must not train anything, so every check fails closed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from prompts.schema import Prompt
+from rewards.score import Score, ScoreFailure
+
+if TYPE_CHECKING:
+    from rewards.worker import AestheticWorker, JudgeWorker, ReconstructionWorker
+
+U8 = NDArray[np.uint8]
+
+FOLDER = Path(__file__).parent / "canary"
+MARGIN = 0.25
+"""By how much S_recon + S_traj of a consistent clip exceeds that of each spoilt version."""
+FRAME_MARGIN = 0.1
+"""By how much a good picture exceeds a spoilt one before the judge and the frame scorer."""
+WARP_PX = 2.0
+SHUFFLE_STEP = 4
+"""Frame i of the shuffled clip is frame 4 i (mod F) of the consistent one."""
+
+
+class KnownAnswerError(RuntimeError):
+    """A scorer ranks known-answer clips wrongly, or cannot score them."""
+
+
+@dataclass(frozen=True, eq=False)
+class Canary:
+    """A consistent clip: uint8 [F, H, W, 3], and the prompt that it fulfils."""
+
+    name: str
+    video: U8
+    prompt: Prompt
+
+
+@cache
+def canaries() -> tuple[Canary, ...]:
+    """The shipped clips; KnownAnswerError when a file is missing or broken."""
+    try:
+        described = json.loads((FOLDER / "clips.json").read_text())
+        return tuple(_load(name, **fields) for name, fields in sorted(described.items()))
+    except (OSError, ValueError, TypeError) as error:
+        raise KnownAnswerError(f"the known-answer clips cannot be read: {error}") from error
+
+
+def _load(name: str, prompt: str, frames: int) -> Canary:
+    strip = cv2.imread(str(FOLDER / f"{name}.png"), cv2.IMREAD_COLOR)
+    if strip is None:
+        raise ValueError(f"{name}.png is no readable picture")
+    video = np.stack(np.split(cv2.cvtColor(strip, cv2.COLOR_BGR2RGB), frames, axis=1))
+    return Canary(name, video, Prompt.from_text(f"canary-{name}", prompt))
+
+
+def shuffled(video: U8) -> U8:
+    """The same frames in another order."""
+    return video[np.arange(len(video)) * SHUFFLE_STEP % len(video)]
+
+
+def frozen(video: U8) -> U8:
+    """The first frame all along."""
+    return np.repeat(video[:1], len(video), axis=0)
+
+
+def warped(video: U8) -> U8:
+    """Every frame bent by waves of its own, which no camera could make."""
+    height, width = video.shape[1:3]
+    u, v = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
+    bent = []
+    for index, frame in enumerate(video):
+        phase = 2.4 * index
+        du = WARP_PX * np.sin(2 * np.pi * v / 32 + phase).astype(np.float32)
+        dv = WARP_PX * np.sin(2 * np.pi * u / 48 + 1.7 * phase).astype(np.float32)
+        bent.append(
+            cv2.remap(frame, u + du, v + dv, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
+        )
+    return np.stack(bent)
+
+
+def greyed(video: U8) -> U8:
+    """The same pictures without their colours."""
+    return np.repeat(video.mean(axis=-1, keepdims=True), 3, axis=-1).astype(np.uint8)
+
+
+def speckled(video: U8) -> U8:
+    """The same pictures under heavy noise, always the same one."""
+    noise = np.random.default_rng(0).normal(0, 60, video.shape)
+    return np.clip(video + noise, 0, 255).astype(np.uint8)
+
+
+def known_answer_reconstruction(worker: ReconstructionWorker) -> dict[str, float]:
+    """S_recon + S_traj of the consistent clips and of their spoilt versions, by name.
+
+    Raises KnownAnswerError unless each consistent clip wins by `MARGIN` over each of its versions.
+    """
+    rows: dict[str, float] = {}
+    for canary in canaries():
+        versions = {"consistent": canary.video} | {
+            spoil.__name__: spoil(canary.video) for spoil in (shuffled, frozen, warped)
+        }
+        scores = {}
+        for name, video in versions.items():
+            try:
+                score, _, _ = worker.assess(video, canary.prompt, False)
+            except Exception as error:
+                raise KnownAnswerError(
+                    f"reconstruction cannot score the {name} {canary.name} clip: {error}"
+                ) from error
+            scores[name] = score.parts["recon"] + score.parts["traj"]
+        _require_order("reconstruction", canary.name, scores, MARGIN)
+        rows |= {f"{canary.name}.{name}": value for name, value in scores.items()}
+    return rows
+
+
+def known_answer_judge(worker: JudgeWorker) -> dict[str, float]:
+    """S_meta of a good picture, of a speckled one and of an empty one, by name."""
+    rows: dict[str, float] = {}
+    for canary in canaries():
+        picture = canary.video[0]
+        pictures = {
+            "good": picture,
+            "speckled": speckled(picture),
+            "empty": np.zeros_like(picture),
+        }
+        scores = {
+            name: _part(worker.score(image, canary.prompt), "meta", name)
+            for name, image in pictures.items()
+        }
+        _require_order("judge", canary.name, scores, FRAME_MARGIN)
+        rows |= {f"{canary.name}.{name}": value for name, value in scores.items()}
+    return rows
+
+
+def known_answer_aesthetic(worker: AestheticWorker) -> dict[str, float]:
+    """R_gen of a good clip, of a colourless one and of a speckled one, by name."""
+    rows: dict[str, float] = {}
+    for canary in canaries():
+        versions = {"good": canary.video} | {
+            spoil.__name__: spoil(canary.video) for spoil in (greyed, speckled)
+        }
+        scores = {
+            name: _part(worker.score(video, canary.prompt), "gen", name)
+            for name, video in versions.items()
+        }
+        _require_order("aesthetic", canary.name, scores, FRAME_MARGIN)
+        rows |= {f"{canary.name}.{name}": value for name, value in scores.items()}
+    return rows
+
+
+def _part(outcome: Score | ScoreFailure, part: str, name: str) -> float:
+    if isinstance(outcome, ScoreFailure):
+        raise KnownAnswerError(f"{outcome.kind} cannot score the {name} clip: {outcome.reason}")
+    return outcome.parts[part]
+
+
+def _require_order(kind: str, clip: str, scores: Mapping[str, float], margin: float) -> None:
+    """The first of `scores` must be finite and exceed every other by `margin`."""
+    (best, top), *others = scores.items()
+    for name, value in others:
+        if not (np.isfinite(top) and np.isfinite(value) and top >= value + margin):
+            raise KnownAnswerError(
+                f"{kind} scores the {best} {clip} clip {top:.3f} and the {name} one {value:.3f}; "
+                f"the first must be larger by {margin}"
+            )

@@ -1,0 +1,319 @@
+"""The three reward workers: plain classes, wrapped as actors where they are spawned.
+
+ReconstructionWorker   video → S_recon, S_traj, meta-view      JudgeWorker   meta-view → S_meta
+AestheticWorker        video → R_gen
+
+A scorer's error is a `ScoreFailure`, and so is a NaN; only a caller's mistake (dtype, shape) raises.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from prompts.camera import camera_path, invert_pose
+from prompts.config import CameraConfig
+from prompts.schema import Prompt
+from rewards.aesthetic import FrameScorer
+from rewards.config import RewardConfig
+from rewards.gaussians import render
+from rewards.judge import GeometryJudge
+from rewards.perceptual import build_distance
+from rewards.reconstruct.photometric import PhotometricReconstructor
+from rewards.reconstruct.reconstruction import Reconstruction
+from rewards.score import RewardKind, Score, ScoreFailure
+from rewards.scoring import (
+    affine_to_unit,
+    meta_view_pose,
+    reconstruction_score,
+    texture,
+    trajectory_score,
+)
+
+U8 = NDArray[np.uint8]
+F64 = NDArray[np.float64]
+
+NO_CAMERA_NOTE = "texture gate: no camera, S_traj = 0"
+
+
+@dataclass(frozen=True, eq=False)
+class Artifacts:
+    """What a reconstruction looked like, for people."""
+
+    rerender: U8
+    """[F, H, W, 3] the Gaussians seen by the estimated cameras."""
+    estimated_c2w: F64
+    """[F, 4, 4] relative to the first camera, in median scene depths."""
+    requested_c2w: F64 | None
+    """[F, 4, 4] of the same frames, in scene depths; None where the prompt names no motion."""
+
+
+class ReconstructionWorker:
+    """Reconstructs a clip and scores its consistency and its camera."""
+
+    def __init__(
+        self,
+        config: RewardConfig,
+        camera: CameraConfig,
+        frames: int,
+        device: str = "cpu",
+        threads: int = 1,
+    ) -> None:
+        pin_threads(threads)
+        require_cpu("reconstruction.backend", config.reconstruction.backend, device)
+        self.config, self.camera, self.frames = config, camera, frames
+        self.reconstructor = PhotometricReconstructor(config.reconstruction)
+        self.distance = build_distance(config.perceptual)
+        self.scorer = f"{self.reconstructor.version}+{self.distance.version}"
+
+    def describe(self) -> dict[str, str]:
+        """Scorer and definitions, for the run's log."""
+        return {"kind": "reconstruction", "scorer": self.scorer, "variant": self.config.variant}
+
+    def score(
+        self, video: U8, prompt: Prompt, keep_artifacts: bool = False
+    ) -> tuple[Score | ScoreFailure, U8 | None, Artifacts | None]:
+        """Score a video uint8 [F, H, W, 3]; also its meta-view uint8 [H, W, 3] and, if asked for,
+        its artifacts. Both are None on failure."""
+        require_video(video, self.frames)
+        extras: list[tuple[U8, Artifacts | None]] = []
+
+        def scored() -> Score:
+            score, meta_view, artifacts = self.assess(video, prompt, keep_artifacts)
+            extras.append((meta_view, artifacts))
+            return score
+
+        outcome = guarded("reconstruction", self.scorer, scored)
+        if isinstance(outcome, ScoreFailure):
+            return outcome, None, None
+        return outcome, *extras[0]
+
+    def known_answers(self) -> dict[str, float]:
+        """Scores of the known-answer clips; KnownAnswerError when their order is wrong."""
+        from rewards.known_answer import known_answer_reconstruction
+
+        return known_answer_reconstruction(self)
+
+    def assess(
+        self, video: U8, prompt: Prompt, keep_artifacts: bool
+    ) -> tuple[Score, U8, Artifacts | None]:
+        """`score` of a clip of any length, raising whatever goes wrong."""
+        path = camera_path(prompt.motions, len(video), self.camera.amplitudes)
+        requested = None if path is None else path.c2w
+        level = texture(video)
+        if level < self.config.reconstruction.texture_threshold:
+            return self._untextured(video, requested, level)
+        height, width = video.shape[1:3]
+        focal = self.camera.focal * width
+        intrinsics = np.array([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1.0]])
+        found = self.reconstructor(video, intrinsics)
+        frames = (found.video / 255).astype(np.float32)
+        distances = self.distance(frames, found.rerender)
+        recon, notes = reconstruction_score(
+            distances, level, self.config.reconstruction.texture_threshold
+        )
+        parts = {"recon": recon}
+        raw = {
+            "psnr": psnr(frames, found.rerender),
+            "perceptual_distance": float(distances.mean()),
+            "sharpness": level,
+            "motion": found.motion_px,
+            "gaussians": float(len(found.gaussians)),
+        }
+        c2w = invert_pose(found.w2c)
+        if requested is not None:
+            requested = requested[found.frames]
+            traj = trajectory_score(requested, c2w, found.median_depth, self.config.variant)
+            parts["traj"] = traj.score
+            raw["rotation_error_deg"] = traj.rotation_error_deg
+            raw["translation_error"] = traj.translation_error
+            notes = notes + traj.notes
+        meta_view = self._meta_view(found, c2w)
+        artifacts = self._artifacts(found, c2w, requested) if keep_artifacts else None
+        return Score("reconstruction", parts, raw, self.scorer, notes), meta_view, artifacts
+
+    def _untextured(
+        self, video: U8, requested: F64 | None, level: float
+    ) -> tuple[Score, U8, Artifacts | None]:
+        """By definition: nothing to reconstruct, no camera, an empty meta-view."""
+        recon, notes = reconstruction_score(
+            np.zeros(1), level, self.config.reconstruction.texture_threshold
+        )
+        parts = {"recon": recon}
+        if requested is not None:
+            parts["traj"], notes = 0.0, (*notes, NO_CAMERA_NOTE)
+        raw = {"sharpness": level}
+        return Score("reconstruction", parts, raw, self.scorer, notes), np.zeros_like(video[0]), None
+
+    def _meta_view(self, found: Reconstruction, c2w: F64) -> U8:
+        config = self.config.reconstruction
+        pose = meta_view_pose(
+            c2w,
+            found.middle_depth,
+            config.meta_view,
+            config.azimuth_deg,
+            config.elevation_deg,
+            config.pull_back,
+        )
+        with torch.no_grad():
+            rgb, _, _ = render(
+                found.gaussians,
+                torch.from_numpy(invert_pose(pose)[None]),
+                torch.from_numpy(found.intrinsics[:1]),
+                *found.video.shape[1:3],
+                renderer=config.renderer,
+            )
+        return to_uint8(rgb[0].permute(1, 2, 0).numpy())
+
+    def _artifacts(self, found: Reconstruction, c2w: F64, requested: F64 | None) -> Artifacts:
+        estimated = invert_pose(c2w[0]) @ c2w
+        estimated[:, :3, 3] /= found.median_depth
+        return Artifacts(to_uint8(found.rerender), estimated, requested)
+
+
+class JudgeWorker:
+    """Judges meta-views."""
+
+    def __init__(self, config: RewardConfig, device: str = "cpu", threads: int = 1) -> None:
+        pin_threads(threads)
+        require_cpu("judge.backend", config.judge.backend, device)
+        self.judge = GeometryJudge()
+
+    def describe(self) -> dict[str, str]:
+        """Scorer, for the run's log."""
+        return {"kind": "judge", "scorer": self.judge.version}
+
+    def score(self, meta_view: U8, prompt: Prompt) -> Score | ScoreFailure:
+        """S_meta of a meta-view uint8 [H, W, 3]."""
+        require_image(meta_view)
+
+        def scored() -> Score:
+            found = self.judge(meta_view, prompt)
+            raw = {
+                "meta_covered": found.covered,
+                "meta_tidy": found.tidy,
+                "meta_unstretched": found.unstretched,
+                "meta_content": found.content,
+            }
+            return Score("judge", {"meta": found.score}, raw, self.judge.version)
+
+        return guarded("judge", self.judge.version, scored)
+
+    def known_answers(self) -> dict[str, float]:
+        """Scores of the known-answer images; KnownAnswerError when their order is wrong."""
+        from rewards.known_answer import known_answer_judge
+
+        return known_answer_judge(self)
+
+
+class AestheticWorker:
+    """Scores frames for how they look and for showing what was asked."""
+
+    def __init__(self, config: RewardConfig, device: str = "cpu", threads: int = 1) -> None:
+        pin_threads(threads)
+        require_cpu("aesthetic.backend", config.aesthetic.backend, device)
+        self.config = config.aesthetic
+        self.frame_scorer = FrameScorer(config.aesthetic)
+
+    def describe(self) -> dict[str, str]:
+        """Scorer, for the run's log."""
+        return {"kind": "aesthetic", "scorer": self.frame_scorer.version}
+
+    def score(self, video: U8, prompt: Prompt) -> Score | ScoreFailure:
+        """R_gen of a video uint8 [F, H, W, 3]."""
+        require_video(video, None)
+
+        def scored() -> Score:
+            found = self.frame_scorer(video, prompt)
+            gen = affine_to_unit(found.raw, self.config.offset, self.config.scale)
+            raw = {
+                "aesthetic_raw": found.raw,
+                "content": found.content,
+                "frame_sharpness": found.sharpness,
+                "contrast": found.contrast,
+            }
+            finite = gen if np.isfinite(found.raw) else float("nan")
+            return Score("aesthetic", {"gen": finite}, raw, self.frame_scorer.version)
+
+        return guarded("aesthetic", self.frame_scorer.version, scored)
+
+    def known_answers(self) -> dict[str, float]:
+        """Scores of the known-answer clips; KnownAnswerError when their order is wrong."""
+        from rewards.known_answer import known_answer_aesthetic
+
+        return known_answer_aesthetic(self)
+
+
+def guarded(kind: RewardKind, scorer: str, scored: Callable[[], Score]) -> Score | ScoreFailure:
+    """Run a scorer; an exception or a part that is not finite becomes a `ScoreFailure`."""
+    start = time.perf_counter()
+    try:
+        score = scored()
+    except Exception as error:  # whatever a scorer raises is that sample's failure
+        reason = f"{kind} failed: {error}"
+        return ScoreFailure(kind, reason, type(error).__name__, scorer, _since(start))
+    bad = _not_finite(score.parts)
+    if bad:
+        reason = f"{kind} answered {', '.join(bad)}; only finite parts are scores"
+        return ScoreFailure(kind, reason, "", scorer, _since(start))
+    return Score(score.kind, score.parts, score.raw, score.scorer, score.notes, _since(start))
+
+
+def _not_finite(parts: Mapping[str, float]) -> list[str]:
+    return [f"{name} = {value}" for name, value in parts.items() if not np.isfinite(value)]
+
+
+def _since(start: float) -> float:
+    return time.perf_counter() - start
+
+
+def pin_threads(threads: int) -> None:
+    """Thread counts of torch and OpenCV; results depend on them in the last bit."""
+    if threads < 1:
+        raise ValueError(f"threads is {threads}; allowed: 1 or more")
+    torch.set_num_threads(threads)
+    cv2.setNumThreads(threads)
+
+
+def require_cpu(name: str, backend: str, device: str) -> None:
+    """Raise ValueError for a GPU given to an embedded backend."""
+    if torch.device(device).type != "cpu":
+        raise ValueError(
+            f"rewards.{name} = {backend!r} runs on the CPU only, but its worker was given {device!r}; "
+            "set its gpus to 0"
+        )
+
+
+def require_video(video: U8, frames: int | None) -> None:
+    """Raise ValueError unless `video` is uint8 [F, H, W, 3], of `frames` frames if given."""
+    if not isinstance(video, np.ndarray) or video.dtype != np.uint8 or video.ndim != 4:
+        found = getattr(video, "dtype", type(video).__name__), getattr(video, "shape", None)
+        raise ValueError(f"video is {found[0]} {found[1]}; allowed: numpy uint8 [F, H, W, 3]")
+    if video.shape[-1] != 3 or (frames is not None and len(video) != frames):
+        expected = "F" if frames is None else frames
+        raise ValueError(f"video has shape {video.shape}; allowed: [{expected}, H, W, 3]")
+
+
+def require_image(image: U8) -> None:
+    """Raise ValueError unless `image` is uint8 [H, W, 3]."""
+    shaped = isinstance(image, np.ndarray) and image.ndim == 3 and image.shape[-1] == 3
+    if not shaped or image.dtype != np.uint8:
+        found = getattr(image, "dtype", type(image).__name__), getattr(image, "shape", None)
+        raise ValueError(f"meta-view is {found[0]} {found[1]}; allowed: numpy uint8 [H, W, 3]")
+
+
+def to_uint8(image: NDArray[np.floating]) -> U8:
+    """Values in [0, 1], clipped and rounded to uint8."""
+    return (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
+
+
+def psnr(first: NDArray[np.floating], second: NDArray[np.floating]) -> float:
+    """Peak signal-to-noise ratio in dB of values in [0, 1], at most 60 for equal images."""
+    error = float(np.mean((first - second) ** 2))
+    return float(-10 * np.log10(max(error, 1e-6)))
