@@ -67,7 +67,7 @@ class FrameScorer:
 
 
 def sharpness(image: F32) -> float:
-    """Saturating mean gradient at the edges of a denoised picture [H, W, 3], less what noise costs."""
+    """Saturating gradient at the edges of a denoised picture [H, W, 3], less what noise costs."""
     grey = image.mean(axis=2)
     median = cv2.medianBlur(np.ascontiguousarray(grey, dtype=np.float32), 3)
     noise = float(np.median(np.abs(grey - median)))

@@ -35,7 +35,7 @@ class PoolConfig(BaseModel):
 
 
 class WeightsConfig(BaseModel):
-    """Weights of the reward parts: R = recon + traj + meta + lambda_gen · gen (method section 3)."""
+    """Weights of the parts: R = recon + traj + meta + lambda_gen · gen (method section 3)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -56,9 +56,10 @@ class ReconstructionConfig(PoolConfig):
     """`photometric`: flow, bundle adjustment and Gaussians without learned weights, on the CPU."""
     renderer: Literal["torch"] = "torch"
     """Rasteriser of the Gaussians."""
-    texture_threshold: float = Field(default=2.0, ge=0, le=255, allow_inf_nan=False)
-    """Mean absolute difference of neighbouring pixels (grey levels) below which a video counts as
-    without texture: S_recon is 0 by definition, since such a video reconstructs trivially."""
+    texture_threshold: float = Field(default=1.5, ge=0, le=255, allow_inf_nan=False)
+    """Mean absolute difference of neighbouring pixels, in grey levels and at no more than 64 x 96
+    pixels a frame, below which a video counts as without texture: S_recon is 0 by definition,
+    since such a video reconstructs trivially."""
     meta_view: MetaView = "orbit"
     """Camera of the meta-view: the middle camera orbited about the scene's median depth point, the
     first camera pulled back, or the estimated camera farthest from the first (the release)."""
@@ -71,7 +72,7 @@ class ReconstructionConfig(PoolConfig):
     max_frames: int = Field(default=25, ge=3, le=481)
     """Frames that are reconstructed, evenly spaced; S_recon and S_traj are measured on them."""
     max_pixels: int = Field(default=16384, ge=1024, le=2**24)
-    """Pixels of a frame above which the clip is reduced; S_recon is measured at the reduced size."""
+    """Pixels of a frame above which the clip is reduced; S_recon is measured at that size."""
     color_steps: int = Field(default=5, ge=0, le=100)
     """Conjugate-gradient steps of the Gaussians' colours."""
 

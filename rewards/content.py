@@ -32,7 +32,7 @@ PALETTE: dict[str, Paint] = {
     "teal": Paint(175, 0.8, 0.6),
     "cyan": Paint(183, 0.86, 0.85),
     "turquoise": Paint(175, 0.7, 0.85),
-    "blue": Paint(226, 0.8, 0.8),
+    "blue": Paint(228, 0.8, 0.8),
     "purple": Paint(285, 0.77, 0.8),
     "violet": Paint(275, 0.7, 0.8),
     "magenta": Paint(305, 0.8, 0.85),
@@ -44,12 +44,34 @@ PALETTE: dict[str, Paint] = {
     "black": Paint(None, 0.0, 0.06),
 }
 SURFACES = frozenset(
-    "background beach ceiling desert field floor grass ground meadow ocean road sand sea sky snow"
-    " street wall water".split()
+    [
+        "background",
+        "beach",
+        "ceiling",
+        "desert",
+        "field",
+        "floor",
+        "grass",
+        "ground",
+        "meadow",
+        "ocean",
+        "road",
+        "sand",
+        "sea",
+        "sky",
+        "snow",
+        "street",
+        "wall",
+        "water",
+    ]
 )
-HUE_WIDTH_DEG = 17.0
+HUE_WIDTH_DEG = 13.0
 """Standard deviation of the hues that still count as a colour; shading hardly changes a hue."""
 VALUE_WIDTH = 0.18
+FADED, VIVID = 0.4, 0.9
+"""Shares of a colour's saturation at which a pixel begins to count, and counts fully."""
+FAINT = 0.08
+"""Membership up to which a pixel counts as another colour: a wide brown floor is no red box."""
 MUTED = 0.6
 """Surfaces are painted duller than objects: their saturation counts from this share on."""
 OBJECT_SHARE, SURFACE_SHARE = 0.012, 0.08
@@ -74,9 +96,7 @@ class NamedColor:
 
 def named_colors(text: str) -> tuple[NamedColor, ...]:
     """Colour and noun pairs of a prompt, in order: a colour word right before another word."""
-    return tuple(
-        NamedColor(match[1].lower(), match[2].lower()) for match in _PHRASE.finditer(text)
-    )
+    return tuple(NamedColor(match[1].lower(), match[2].lower()) for match in _PHRASE.finditer(text))
 
 
 def color_shares(image: F32, things: tuple[NamedColor, ...]) -> F32:
@@ -86,7 +106,9 @@ def color_shares(image: F32, things: tuple[NamedColor, ...]) -> F32:
     so that fading lowers the share long before the object is gone.
     """
     hsv = cv2.cvtColor(np.ascontiguousarray(image, dtype=np.float32), cv2.COLOR_RGB2HSV)
-    return np.array([_membership(hsv, thing).mean() for thing in things], np.float32)
+    return np.array(
+        [_membership(np.asarray(hsv, np.float32), thing).mean() for thing in things], np.float32
+    )
 
 
 def presence(shares: F32, things: tuple[NamedColor, ...]) -> F32:
@@ -112,6 +134,7 @@ def _membership(hsv: F32, thing: NamedColor) -> F32:
     turn = np.abs(hue - paint.hue_deg)
     turn = np.minimum(turn, 360 - turn) / HUE_WIDTH_DEG
     full = paint.saturation * (MUTED if thing.is_surface else 1.0)
-    vivid = np.clip((saturation - 0.25 * full) / (0.65 * full), 0, 1)
+    vivid = np.clip((saturation - FADED * full) / ((VIVID - FADED) * full), 0, 1)
     lit = np.clip(value / 0.2, 0, 1)
-    return np.exp(-0.5 * turn**2) * vivid * vivid * lit
+    near = np.exp(-0.5 * turn**2) * vivid * vivid * lit
+    return np.maximum(near - FAINT, 0) / (1 - FAINT)

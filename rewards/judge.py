@@ -50,7 +50,7 @@ class GeometryJudge:
 
     def __call__(self, meta_view: NDArray[np.uint8], prompt: Prompt) -> Judgement:
         """Judge a meta-view uint8 [H, W, 3], rendered over black."""
-        image = meta_view.astype(np.float32) / 255
+        image = np.asarray(meta_view / 255, np.float32)
         seen = _seen(image)
         measures = {
             "covered": float(seen.mean()),

@@ -62,7 +62,7 @@ def _load(name: str, prompt: str, frames: int) -> Canary:
     strip = cv2.imread(str(FOLDER / f"{name}.png"), cv2.IMREAD_COLOR)
     if strip is None:
         raise ValueError(f"{name}.png is no readable picture")
-    video = np.stack(np.split(cv2.cvtColor(strip, cv2.COLOR_BGR2RGB), frames, axis=1))
+    video = np.stack(np.split(strip[..., ::-1].astype(np.uint8), frames, axis=1))
     return Canary(name, video, Prompt.from_text(f"canary-{name}", prompt))
 
 

@@ -58,12 +58,16 @@ def image_distance(first: F32, second: F32) -> float:
         if min(first.shape[:2]) < 16:
             break
         size = (first.shape[1] // 2, first.shape[0] // 2)
-        first, second = (cv2.resize(x, size, interpolation=cv2.INTER_AREA) for x in (first, second))
+        first, second = _reduced(first, size), _reduced(second, size)
     return total / scales
 
 
 def _blur(image: F32) -> F32:
-    return cv2.GaussianBlur(image, (0, 0), WINDOW)
+    return np.asarray(cv2.GaussianBlur(image, (0, 0), WINDOW), np.float32)
+
+
+def _reduced(image: F32, size: tuple[int, int]) -> F32:
+    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.float32)
 
 
 def _structure(first: F32, second: F32) -> float:

@@ -1,7 +1,7 @@
 """A rasteriser of 3D Gaussians in plain torch: no loops, no tiles, differentiable, deterministic.
 
-Every Gaussian's bounding box is expanded into (pixel, Gaussian) pairs; the pairs are sorted by
-pixel, front to back, and blended by one cumulative sum. The cost follows the number of pairs.
+Every Gaussian's ellipse is expanded into (pixel, Gaussian) pairs, row by row; the pairs are sorted
+by pixel, front to back, and blended by one cumulative sum. The cost follows the number of pairs.
 Conventions, constants and culling are gsplat's (Ye et al., arXiv 2409.06765): EWA projection
 with `eps2d` = 0.3, boxes of min(3.33, √(2 ln(255 · opacity))) standard deviations per axis, pairs
 below an alpha of 1/255 and beyond a transmittance of 1e-4 dropped.
@@ -80,22 +80,26 @@ def _rasterize_view(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Pixel, Gaussian and weight [P] of one view's pairs, from one row of `project`."""
     gaussian, low, high = _boxes(centres, depth, radii, height, width)
-    box, u, v = _expand(low, high)
-    # One gather of a packed table is several times cheaper than one per quantity.
     table = torch.cat([centres, conics, opacities[:, None]], dim=1).index_select(0, gaussian)
-    x, y, xx, xy, yy, opacity = table.mT.contiguous().index_select(1, box).unbind(0)
-    du, dv = u.to(x) + 0.5 - x, v.to(x) + 0.5 - y
+    box, v, first, count = _spans(table, low, high)
+    # Pairs, span by span; one gather of a packed table is cheaper than one per quantity.
+    pair_span = torch.repeat_interleave(torch.arange(len(count), device=count.device), count)
+    u = torch.arange(len(pair_span), device=count.device)
+    u = u - (count.cumsum(0) - count - first).index_select(0, pair_span)
+    pair_box = box.index_select(0, pair_span)
+    x, y, xx, xy, yy, opacity = table.mT.contiguous().index_select(1, pair_box).unbind(0)
+    row = v.index_select(0, pair_span)
+    du, dv = u.to(x) + 0.5 - x, row.to(x) + 0.5 - y
     exponent = 0.5 * (xx * du * du + yy * dv * dv) + xy * du * dv
     alpha = (opacity * torch.exp(-exponent)).clamp_max(MAX_ALPHA)
-    kept = torch.nonzero((alpha >= MIN_ALPHA) & (exponent >= 0))[:, 0]
-    pixel = (v * width + u).index_select(0, kept)
+    pixel = row * width + u
     order = stable_order(pixel, height * width)
-    kept, pixel = kept.index_select(0, order), pixel.index_select(0, order)
-    weight, visible = _blend(pixel, alpha.index_select(0, kept))
-    kept = kept.index_select(0, visible)
+    pixel = pixel.index_select(0, order)
+    weight, visible = _blend(pixel, alpha.index_select(0, order))
+    kept = pair_box.index_select(0, order.index_select(0, visible))
     return (
         pixel.index_select(0, visible),
-        gaussian.index_select(0, box.index_select(0, kept)),
+        gaussian.index_select(0, kept),
         weight.index_select(0, visible),
     )
 
@@ -201,17 +205,28 @@ def _boxes(
 
 
 @torch.no_grad()
-def _expand(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """All pixels of the boxes, in the order of the boxes: box index, column and row, each [P]."""
-    size = high - low
-    count = size[:, 0] * size[:, 1]
-    box = torch.repeat_interleave(torch.arange(len(count), device=low.device), count)
-    first = count.cumsum(0) - count
-    table = torch.stack([low[:, 0] - first, low[:, 1], size[:, 0], first])
-    column, row, columns, start = table.index_select(1, box).unbind(0)
-    index = torch.arange(len(box), device=low.device)
-    down = (index - start) // columns
-    return box, column + index - down * columns, row + down
+def _spans(table: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The rows that each Gaussian covers and, in each, the pixels whose alpha reaches 1/255.
+
+    `table` [M, 6] holds centre, conic and opacity. Returns box index, row, first column and number
+    of columns, each [S], in the order of the boxes.
+    """
+    rows = high[:, 1] - low[:, 1]
+    box = torch.repeat_interleave(torch.arange(len(rows), device=rows.device), rows)
+    row = torch.arange(len(box), device=rows.device)
+    row = row - (rows.cumsum(0) - rows - low[:, 1]).index_select(0, box)
+    x, y, xx, xy, yy, opacity = table.index_select(0, box).unbind(1)
+    dv = row.to(y) + 0.5 - y
+    # ½ (xx du² + yy dv²) + xy du dv <= log(255 · opacity), solved for du.
+    limit = 2 * torch.log(opacity / MIN_ALPHA)
+    root = (xy * xy * dv * dv - xx * (yy * dv * dv - limit)).clamp_min(0).sqrt() / xx
+    middle = x - xy * dv / xx - 0.5
+    bounds = torch.stack([low[:, 0], high[:, 0] - 1]).index_select(1, box)
+    first = (middle - root).ceil().long().maximum(bounds[0])
+    count = (middle + root).floor().long().minimum(bounds[1]) - first + 1
+    kept = torch.nonzero((count > 0) & (root > 0))[:, 0]
+    box, row = box.index_select(0, kept), row.index_select(0, kept)
+    return box, row, first.index_select(0, kept), count.index_select(0, kept)
 
 
 def _blend(pixel: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:

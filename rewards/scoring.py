@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -23,6 +24,7 @@ Phase = Literal["main", "dynamic"]
 MAX_SCALE = 3.0
 MIN_ANGLE_SCALE_DEG = 10.0
 GATE_SHARE = 0.1
+TEXTURE_PIXELS = 64 * 96
 TEXTURE_NOTE = "texture gate: S_recon = 0"
 MOTION_NOTE = "motion gate: S_traj = 0"
 PARTS: tuple[RewardPart, ...] = ("recon", "traj", "meta", "gen")
@@ -44,13 +46,25 @@ class TrajectoryScore:
     notes: tuple[str, ...] = ()
 
 
-def texture(video: NDArray[np.uint8]) -> float:
-    """Mean absolute difference of neighbouring pixels of [F, H, W, 3], in grey levels: the total
-    variation per pixel, halved over the two directions."""
+def total_variation(video: NDArray[np.uint8]) -> float:
+    """Mean absolute difference of neighbouring pixels of [F, H, W, 3], in grey levels, averaged
+    over the two directions."""
     pixels = video.astype(np.float32)
     across = np.abs(np.diff(pixels, axis=2)).mean()
     down = np.abs(np.diff(pixels, axis=1)).mean()
     return float((across + down) / 2)
+
+
+def texture(video: NDArray[np.uint8]) -> float:
+    """Total variation of a video [F, H, W, 3] at no more than `TEXTURE_PIXELS` pixels a frame, so
+    that the same picture has the same texture at every resolution."""
+    height, width = video.shape[1:3]
+    factor = float(np.sqrt(TEXTURE_PIXELS / (height * width)))
+    if factor >= 1:
+        return total_variation(video)
+    size = (max(round(width * factor), 1), max(round(height * factor), 1))
+    small = [cv2.resize(frame, size, interpolation=cv2.INTER_AREA) for frame in video]
+    return total_variation(np.stack(small).astype(np.uint8))
 
 
 def reconstruction_score(
@@ -147,7 +161,9 @@ def _release_score(
         norms = float(np.linalg.norm(s)) * float(np.linalg.norm(s_hat))
         cosine = float((s * s_hat).sum()) / norms if norms > 1e-12 else -1.0
         translation = (
-            0.4 * 0.5 * (1 + cosine) + 0.3 * _ratio(moved, asked) + 0.3 * np.exp(-error / (2 * step))
+            0.4 * 0.5 * (1 + cosine)
+            + 0.3 * _ratio(moved, asked)
+            + 0.3 * np.exp(-error / (2 * step))
         )
     if asked_deg < 1e-3:
         rotation = float(np.exp(-moved_deg / 5.0))
@@ -225,7 +241,9 @@ def meta_view_pose(
 def digit_expectation(log_probabilities: Sequence[float]) -> float:
     """0.1 × the expected digit under ten log-probabilities of "0" … "9", renormalised: [0, 0.9]."""
     if len(log_probabilities) != 10:
-        raise ValueError(f"{len(log_probabilities)} log-probabilities given; allowed: 10, one a digit")
+        raise ValueError(
+            f"{len(log_probabilities)} log-probabilities given; allowed: 10, one a digit"
+        )
     logits = np.asarray(log_probabilities, np.float64)
     weights = np.exp(logits - logits.max())
     return float(0.1 * (weights @ np.arange(10)) / weights.sum())

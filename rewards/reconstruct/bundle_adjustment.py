@@ -63,7 +63,11 @@ def rotation_from_vector(omega: F64) -> F64:
     """Rotation matrices [..., 3, 3] of rotation vectors [..., 3] in radians (Rodrigues)."""
     angle = np.linalg.norm(omega, axis=-1)[..., None, None]
     skew = np.zeros((*omega.shape[:-1], 3, 3))
-    skew[..., 0, 1], skew[..., 0, 2], skew[..., 1, 2] = -omega[..., 2], omega[..., 1], -omega[..., 0]
+    skew[..., 0, 1], skew[..., 0, 2], skew[..., 1, 2] = (
+        -omega[..., 2],
+        omega[..., 1],
+        -omega[..., 0],
+    )
     skew -= np.swapaxes(skew, -1, -2)
     half = np.sinc(angle / (2 * np.pi))
     return np.eye(3) + np.sinc(angle / np.pi) * skew + 0.5 * half**2 * (skew @ skew)
@@ -172,7 +176,7 @@ def _normal_equations(
 
 
 def _jacobians(state: State, camera: Pinhole, rotated: F64, points: F64) -> tuple[F64, F64]:
-    """Derivatives of the pixels by pose [T, 6, 2, P] (rotation, translation) and log ρ [T, 2, P]."""
+    """Derivatives of the pixels by pose [T, 6, 2, P] (first rotation) and by log ρ [T, 2, P]."""
     scale = camera.focal / np.maximum(points[:, 2], MIN_DEPTH)
     x, y = points[:, 0] * scale / camera.focal, points[:, 1] * scale / camera.focal
     a, b, c = rotated[:, 0], rotated[:, 1], rotated[:, 2]
@@ -205,7 +209,7 @@ def _solve(system: _System, damping: float) -> tuple[F64, F64]:
         reduced[block, block] += system.cameras[index]
         reduced[block, block] += np.diag(np.diag(system.cameras[index]) * damping + 1e-6)
     right = scaled @ system.point_gradient - system.camera_gradient.ravel()
-    cameras = np.linalg.solve(reduced, right)
+    cameras: F64 = np.linalg.solve(reduced, right).astype(np.float64)
     depths = -(system.point_gradient + system.coupling.T @ cameras) / points
     return cameras.reshape(frames, 6), np.clip(depths, -MAX_LOG_STEP, MAX_LOG_STEP)
 

@@ -66,10 +66,11 @@ def estimate_cameras(video: NDArray[np.uint8], smooth: F32, camera: Pinhole) -> 
     return Cameras(w2c, state.log_inverse_depth.reshape(shape), motion)
 
 
-def point_grid(height: int, width: int, stride: int) -> tuple[F64, tuple[int, int]]:
-    """Pixel centres [2, P] every `stride` pixels, and the shape (rows, columns) of their grid."""
-    rows = np.arange(stride // 2, height, stride)
-    columns = np.arange(stride // 2, width, stride)
+def point_grid(size: tuple[int, ...], stride: int) -> tuple[F64, tuple[int, int]]:
+    """Pixel centres [2, P] every `stride` pixels, and the shape (rows, columns) of their grid, in
+    an image of `size` (height, width)."""
+    rows = np.arange(stride // 2, size[0], stride, dtype=np.float64)
+    columns = np.arange(stride // 2, size[1], stride, dtype=np.float64)
     v, u = np.meshgrid(rows, columns, indexing="ij")
     return np.stack([u.ravel(), v.ravel()]) + 0.5, (len(rows), len(columns))
 
@@ -78,7 +79,7 @@ def _from_flow(
     flow: F32, sure: F32, agrees: F32, colors: ColorTerm, middle: F32, camera: Pinhole
 ) -> tuple[State, tuple[int, int]]:
     """Bundle adjustment on flow from a sloping and a flat scene; the one whose colours fit best."""
-    pixels, shape = point_grid(*flow.shape[1:3], FLOW_STRIDE)
+    pixels, shape = point_grid(flow.shape[1:3], FLOW_STRIDE)
     u, v = pixels.astype(int)
     matches = pixels + np.moveaxis(flow[:, v, u], -1, 1).astype(np.float64)
     information = (sure[None, :, v, u] * agrees[:, None, v, u]).astype(np.float64)
@@ -99,9 +100,10 @@ def _from_colors(
     state: State, shape: tuple[int, int], colors: ColorTerm, middle: F32, camera: Pinhole
 ) -> tuple[State, tuple[int, int]]:
     """Bundle adjustment on the colours of a finer grid."""
-    pixels, finer = point_grid(*middle.shape[:2], COLOR_STRIDE)
+    pixels, finer = point_grid(middle.shape[:2], COLOR_STRIDE)
     u, v = pixels.astype(int)
-    depth = cv2.resize(state.log_inverse_depth.reshape(shape), finer[::-1]).ravel()
+    coarse = state.log_inverse_depth.reshape(shape)
+    depth = np.asarray(cv2.resize(coarse, finer[::-1]), np.float64).ravel()
     held = (depth, np.full(len(depth), COLOR_PRIOR))
     start = State(state.rotation, state.translation, depth)
     on_colors = colors.at(middle[v, u])
@@ -113,7 +115,7 @@ def _require_plausible(
 ) -> None:
     if not (np.isfinite(w2c).all() and np.isfinite(state.log_inverse_depth).all()):
         raise ReconstructionError("no camera found: the bundle adjustment diverged")
-    pixels, _ = point_grid(*size, COLOR_STRIDE)
+    pixels, _ = point_grid(size, COLOR_STRIDE)
     points = camera.rays(pixels) / np.exp(state.log_inverse_depth)
     seen = w2c[:, :3, :3] @ points + w2c[:, :3, 3:]
     in_front = seen[:, 2] > 0

@@ -35,7 +35,7 @@ def dense_flow(grey: U8, source: int) -> F32:
     outwards from the source, each search starts at the flow found for the frame before: far frames
     are out of reach of a search that starts at rest.
     """
-    search = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
+    search = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
     search.setFinestScale(0)
     search.setPatchSize(PATCH)
     search.setPatchStride(PATCH_STRIDE)
@@ -53,10 +53,9 @@ def dense_flow(grey: U8, source: int) -> F32:
 
 def gradients(image: F32) -> tuple[F32, F32]:
     """Derivatives per pixel along u and v of an image [H, W] or [H, W, C] (Scharr)."""
-    return (
-        cv2.Scharr(image, cv2.CV_32F, 1, 0, scale=1 / 32),
-        cv2.Scharr(image, cv2.CV_32F, 0, 1, scale=1 / 32),
-    )
+    du = cv2.Scharr(image, cv2.CV_32F, 1, 0, scale=1 / 32)
+    dv = cv2.Scharr(image, cv2.CV_32F, 0, 1, scale=1 / 32)
+    return np.asarray(du, np.float32), np.asarray(dv, np.float32)
 
 
 def reliability(source: U8, window: float = 1.5) -> F32:

@@ -66,7 +66,7 @@ class PhotometricReconstructor:
                 *video.shape[1:3],
             )
         colors, rerender = solve_colors(
-            splats, gaussians.colors.numpy(), raw / 255, self.config.color_steps
+            splats, gaussians.colors.numpy(), raw / np.float32(255), self.config.color_steps
         )
         return Reconstruction(
             gaussians=gaussians.with_colors(torch.from_numpy(colors)),

@@ -64,7 +64,8 @@ class SurfaceBuilder:
         """Everything the middle frame sees, and what the first and last see beyond it."""
         frames, middle = len(self.video), len(self.video) // 2
         others = np.array([index for index in range(frames) if index != middle])
-        start = cv2.resize(self.cameras.log_inverse_depth, self.shape[::-1])
+        sparse = self.cameras.log_inverse_depth
+        start = np.asarray(cv2.resize(sparse, self.shape[::-1]), np.float64)
         depth = self._refined(middle, start, others, MIDDLE_STEPS)
         parts = [self._gaussians(middle, depth, np.ones(self.shape, bool))]
         first_depth = float(np.exp(-np.median(depth)))
@@ -114,14 +115,17 @@ class SurfaceBuilder:
         filled[~known] = np.median(depth)
         return filled, covered
 
-    def _gaussians(
-        self, key: int, depth: F64, wanted: NDArray[np.bool_]
-    ) -> tuple[F64, F64, F64]:
+    def _gaussians(self, key: int, depth: F64, wanted: NDArray[np.bool_]) -> tuple[F64, F64, F64]:
         """Means, scales and colours of the wanted cells [h, w] of a key frame."""
         fine = self._detailed(key) & wanted
         coarse = (wanted & ~fine).ravel()
         quarter = CELL / 4
-        shifts = [(-quarter, -quarter), (quarter, -quarter), (-quarter, quarter), (quarter, quarter)]
+        shifts = [
+            (-quarter, -quarter),
+            (quarter, -quarter),
+            (-quarter, quarter),
+            (quarter, quarter),
+        ]
         pixels = np.concatenate(
             [self.pixels[:, coarse]]
             + [self.pixels[:, fine.ravel()] + np.array(shift)[:, None] for shift in shifts],
@@ -141,7 +145,8 @@ class SurfaceBuilder:
         """Mean colours [h, w, 3] of the cells."""
         height, width = self.shape[0] * CELL, self.shape[1] * CELL
         frame = self.video[key, :height, :width].astype(np.float32)
-        return cv2.resize(frame, self.shape[::-1], interpolation=cv2.INTER_AREA)
+        cells = cv2.resize(frame, self.shape[::-1], interpolation=cv2.INTER_AREA)
+        return np.asarray(cells, np.float32)
 
     def _detailed(self, key: int) -> NDArray[np.bool_]:
         """Cells [h, w] with a large colour step to a neighbour."""

@@ -12,7 +12,7 @@ def test_layout_of_the_toy_preset() -> None:
     shapes = {shape.name: shape for shape in layout(load("toy"))}
     assert list(shapes) == ["learner", "rollout", "reconstruction", "judge", "aesthetic"]
     assert (shapes["learner"].workers, shapes["learner"].strategy) == (2, "PACK")
-    assert (shapes["rollout"].workers, shapes["rollout"].strategy) == (1, "SPREAD")
+    assert (shapes["rollout"].workers, shapes["rollout"].strategy) == (2, "SPREAD")
     assert shapes["reconstruction"].workers == 2
     assert sum(shape.workers * shape.cpus for shape in shapes.values()) <= 2.0
     assert all(shape.gpus == 0 for shape in shapes.values())

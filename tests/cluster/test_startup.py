@@ -157,8 +157,9 @@ def test_worker_with_another_schedule_or_adapter(
 
 def test_adapter_that_matches_nothing(smallest: Build) -> None:
     config = smallest('policy.lora.targets=["to_nothing"]')
-    with pytest.raises(ValueError, match=r"policy\.lora\.targets.*to_nothing"), local_workers(
-        config
+    with (
+        pytest.raises(ValueError, match=r"policy\.lora\.targets.*to_nothing"),
+        local_workers(config),
     ):
         pass
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -46,7 +48,9 @@ def test_jacobians_agree_with_finite_differences() -> None:
         step[:, k] = 1e-6
         moved = project(transform(_stepped(state, (step, np.zeros(7))), rays)[1], CAMERA)
         assert (moved - here) / 1e-6 == pytest.approx(J_camera[:, k], abs=1e-3)
-    moved = project(transform(_stepped(state, (np.zeros((4, 6)), np.full(7, 1e-6))), rays)[1], CAMERA)
+    moved = project(
+        transform(_stepped(state, (np.zeros((4, 6)), np.full(7, 1e-6))), rays)[1], CAMERA
+    )
     assert (moved - here) / 1e-6 == pytest.approx(J_depth, abs=1e-3)
 
 
@@ -83,5 +87,5 @@ def test_the_cost_never_rises() -> None:
     rays, truth = world(2)
     matches = project(transform(truth, rays)[1], CAMERA)
     costs = [solved(rays, matches, steps).cost for steps in (0, 1, 2, 4, 8, 16)]
-    assert all(later <= earlier for earlier, later in zip(costs, costs[1:], strict=False))
+    assert all(later <= earlier for earlier, later in pairwise(costs))
     assert costs[-1] < 1e-2 * costs[0]

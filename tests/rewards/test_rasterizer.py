@@ -7,17 +7,21 @@ import math
 import numpy as np
 import pytest
 import torch
-from tests.rewards.reference_rasterizer import project_one, render_pixel
 
 from rewards.gaussians import Gaussians, render, splat
 from rewards.rasterizer import stable_order
+from tests.rewards.reference_rasterizer import project_one, render_pixel
 
 HEIGHT, WIDTH = 12, 16
 K = torch.tensor([[[20.0, 0.0, 8.0], [0.0, 20.0, 6.0], [0.0, 0.0, 1.0]]])
 
 
-def one(mean: tuple[float, float, float], color: tuple[float, float, float], opacity: float,
-        scale: float = 0.1) -> Gaussians:
+def one(
+    mean: tuple[float, float, float],
+    color: tuple[float, float, float],
+    opacity: float,
+    scale: float = 0.1,
+) -> Gaussians:
     return Gaussians(
         torch.tensor([mean]),
         torch.full((1, 3), scale),
@@ -63,8 +67,10 @@ def test_a_single_gaussian_has_the_hand_computed_alpha_and_colour() -> None:
 def test_the_nearer_gaussian_hides_the_farther_whatever_their_order() -> None:
     near = one((0.0, 0.0, 1.0), (1.0, 0.0, 0.0), opacity=0.6)
     far = one((0.0, 0.0, 2.0), (0.0, 1.0, 0.0), opacity=0.6)
-    images = [render(g, torch.eye(4)[None], K, HEIGHT, WIDTH)[0] for g in
-              (joined(near, far), joined(far, near))]
+    images = [
+        render(g, torch.eye(4)[None], K, HEIGHT, WIDTH)[0]
+        for g in (joined(near, far), joined(far, near))
+    ]
     assert torch.equal(images[0], images[1])
     red = 0.6 * math.exp(-0.5 * 0.5 / 4.3)
     green = (1 - red) * 0.6 * math.exp(-0.5 * 0.5 / 1.3)
@@ -133,9 +139,12 @@ def test_gradients_agree_with_finite_differences() -> None:
     """In position, opacity and colour, away from the culling limits, in float64."""
     base = one((0.05, -0.02, 2.0), (0.2, 0.5, 0.9), opacity=0.8)
     other = one((-0.05, 0.06, 1.5), (0.7, 0.1, 0.3), opacity=0.5)
-    fields = [getattr(joined(base, other), n).double() for n in
-              ("means", "scales", "quats", "opacities", "colors")]
+    fields = [
+        getattr(joined(base, other), n).double()
+        for n in ("means", "scales", "quats", "opacities", "colors")
+    ]
     for index in (0, 1, 3, 4):
+
         def value(x: torch.Tensor, index: int = index) -> torch.Tensor:
             parts = [*fields[:index], x, *fields[index + 1 :]]
             rgb = render(Gaussians(*parts), torch.eye(4)[None], K, HEIGHT, WIDTH)[0]
@@ -163,5 +172,6 @@ def test_the_radix_order_is_stable(bound: int) -> None:
 
 def test_a_wrong_shape_is_named() -> None:
     with pytest.raises(ValueError, match=r"Gaussians.quats has shape \(1, 3\); allowed: \(1, 4\)"):
-        Gaussians(torch.zeros(1, 3), torch.ones(1, 3), torch.zeros(1, 3), torch.ones(1),
-                  torch.ones(1, 3))
+        Gaussians(
+            torch.zeros(1, 3), torch.ones(1, 3), torch.zeros(1, 3), torch.ones(1), torch.ones(1, 3)
+        )

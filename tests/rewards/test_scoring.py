@@ -129,7 +129,9 @@ def test_median_depth_scales_the_drift_under_a_pan_or_a_fixed_camera() -> None:
         assert score.score == pytest.approx(math.exp(-error))
 
 
-def test_rotation_errors_are_relative_to_the_mean_requested_angle_but_at_least_ten_degrees() -> None:
+def test_rotation_errors_are_relative_to_the_mean_requested_angle_but_at_least_ten_degrees() -> (
+    None
+):
     """A pan of 14 degrees turns 7 on average, an orbit of 24 degrees 12 on average."""
     assert trajectory_score(path(Motion.PAN_LEFT), STILL, 1.0).rotation_error == pytest.approx(0.7)
     straight = path(Motion.ORBIT_LEFT)
@@ -175,6 +177,12 @@ def test_texture_is_the_mean_difference_of_neighbours() -> None:
     assert texture(np.full((2, 4, 4, 3), 77, np.uint8)) == 0.0
 
 
+def test_texture_does_not_depend_on_the_resolution() -> None:
+    video = np.random.default_rng(0).integers(0, 255, (2, 64, 96, 3)).astype(np.uint8)
+    large = video.repeat(5, axis=1).repeat(5, axis=2)
+    assert texture(large) == pytest.approx(texture(video), rel=0.01)
+
+
 def test_a_video_without_texture_scores_zero_by_definition() -> None:
     perfect = np.zeros(9)
     assert reconstruction_score(perfect, 5.0, 2.0) == (1.0, ())
@@ -195,7 +203,8 @@ def test_the_orbiting_meta_view_faces_the_median_depth_point_from_its_distance()
     turned = rotation_angle_deg(middle[:3, :3].T @ pose[:3, :3])
     cosine = (
         math.cos(math.radians(20)) * (1 + math.cos(math.radians(10)))
-        + math.cos(math.radians(10)) - 1
+        + math.cos(math.radians(10))
+        - 1
     ) / 2
     assert math.cos(math.radians(float(turned))) == pytest.approx(cosine)
     moved = middle[:3, :3].T @ (pose[:3, 3] - middle[:3, 3])
