@@ -1,4 +1,4 @@
-"""Prompt sets on disk, and the resumable cursor that walks through them."""
+"""Prompt sets on disk, and the order in which a run walks through them."""
 
 from __future__ import annotations
 
@@ -52,38 +52,6 @@ def prompt_at(seed: int, position: int, prompts: Sequence[Prompt]) -> Prompt:
         raise ValueError(f"position is {position}; allowed: 0 or more")
     epoch, offset = divmod(position, len(prompts))
     return prompts[int(_order(seed, epoch, len(prompts))[offset])]
-
-
-class PromptCursor:
-    """Walks a prompt set deterministically; its whole state is the number of prompts handed out."""
-
-    def __init__(self, prompts: Sequence[Prompt], seed: int, position: int = 0) -> None:
-        if not prompts:
-            raise ValueError("prompts is empty; allowed: one or more prompts")
-        self._prompts = tuple(prompts)
-        self._seed = seed
-        self._position = 0
-        self.restore(position)
-
-    def next(self) -> Prompt:
-        """The next prompt of the walk."""
-        prompt = prompt_at(self._seed, self._position, self._prompts)
-        self._position += 1
-        return prompt
-
-    def take(self, count: int) -> tuple[Prompt, ...]:
-        """The next `count` prompts of the walk."""
-        return tuple(self.next() for _ in range(count))
-
-    def state(self) -> int:
-        """What `restore` needs to go on from here: the number of prompts handed out."""
-        return self._position
-
-    def restore(self, state: int) -> None:
-        """Go on from where a cursor over the same set and seed had this `state`."""
-        if state < 0:
-            raise ValueError(f"state is {state}; allowed: 0 or more")
-        self._position = state
 
 
 @lru_cache(maxsize=16)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from prompts.dataset import PromptCursor, load_prompts, prompt_at
+from prompts.dataset import load_prompts, prompt_at
 from prompts.motions import Motion
 from prompts.schema import CameraPath, Prompt
 
@@ -72,24 +72,21 @@ def test_missing_and_unknown_and_empty_sets_are_named(tmp_path: Path) -> None:
         load_prompts(tmp_path / "empty.jsonl")
 
 
-def test_the_cursor_visits_every_prompt_once_per_epoch_in_changing_order() -> None:
+def test_every_epoch_visits_every_prompt_once_in_an_order_of_its_own() -> None:
     prompts = load_prompts("toy_test")
-    cursor = PromptCursor(prompts, seed=3)
-    first, second = cursor.take(22), cursor.take(22)
+    count = len(prompts)
+    first, second = (
+        [prompt_at(3, position, prompts) for position in range(start, start + count)]
+        for start in (0, count)
+    )
     assert {p.id for p in first} == {p.id for p in second} == {p.id for p in prompts}
     assert first != second
-    assert PromptCursor(prompts, seed=4).take(22) != first
+    assert [prompt_at(4, position, prompts) for position in range(count)] != first
+    assert prompt_at(3, 7, prompts) == first[7]
 
 
-def test_a_restored_cursor_continues_the_same_walk() -> None:
-    prompts = load_prompts("toy_train")
-    cursor = PromptCursor(prompts, seed=0)
-    cursor.take(100)
-    state, expected = cursor.state(), cursor.take(50)
-    other = PromptCursor(prompts, seed=0)
-    other.restore(state)
-    assert state == 100
-    assert other.take(50) == expected
-    assert expected[7] == prompt_at(0, 107, prompts)
-    with pytest.raises(ValueError, match="state is -1"):
-        other.restore(-1)
+def test_a_walk_needs_prompts_and_a_position_from_zero() -> None:
+    with pytest.raises(ValueError, match="position is -1"):
+        prompt_at(0, -1, load_prompts("toy_train"))
+    with pytest.raises(ValueError, match="prompts is empty"):
+        prompt_at(0, 0, ())
