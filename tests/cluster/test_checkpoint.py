@@ -206,32 +206,16 @@ def test_oserrors_are_retried_and_then_raised() -> None:
 
 
 @pytest.mark.slow
-def test_s3_protocol(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_s3_protocol(s3_bucket: str) -> None:
     """The same life cycle against a server that speaks S3 on the loopback interface."""
-    server_module = pytest.importorskip("moto.server")
-    boto3 = pytest.importorskip("boto3")
-    server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    try:
-        for key, value in {
-            "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-            "AWS_ACCESS_KEY_ID": "test",
-            "AWS_SECRET_ACCESS_KEY": "test",
-            "AWS_DEFAULT_REGION": "us-east-1",
-        }.items():
-            monkeypatch.setenv(key, value)
-        boto3.client("s3").create_bucket(Bucket="bucket")
-        store = CheckpointStore("s3://bucket/runs/a")
-        assert store.newest_valid().checkpoint is None
-        for step in (1, 2, 3):
-            _save(store, step)
-        _damage(store, 3, "learner/__0_0.distcp", b"tensors of step X")
-        found = store.newest_valid(CONFIG)
-        assert found.checkpoint is not None
-        assert found.checkpoint.state == _state(2)
-        assert found.skipped[0].reason.endswith("does not match its SHA-256")
-        assert store.retain(1) == (1, 2)
-        assert store.steps() == (3,)
-    finally:
-        server.stop()
+    store = CheckpointStore(f"{s3_bucket}/runs/a")
+    assert store.newest_valid().checkpoint is None
+    for step in (1, 2, 3):
+        _save(store, step)
+    _damage(store, 3, "learner/__0_0.distcp", b"tensors of step X")
+    found = store.newest_valid(CONFIG)
+    assert found.checkpoint is not None
+    assert found.checkpoint.state == _state(2)
+    assert found.skipped[0].reason.endswith("does not match its SHA-256")
+    assert store.retain(1) == (1, 2)
+    assert store.steps() == (3,)

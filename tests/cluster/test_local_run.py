@@ -71,3 +71,16 @@ def test_another_configuration_is_refused_with_the_differing_keys(smallest: Buil
     run(smallest("steps=1"))
     with pytest.raises(ConfigError, match=r"learner\.learning_rate"):
         run(smallest("learner.learning_rate=0.25"))
+
+
+@pytest.mark.slow
+def test_run_in_an_object_store_resumes_to_the_same_weights(
+    smallest: Build, s3_bucket: str
+) -> None:
+    whole = run(smallest("steps=2", name="disk"))
+    remote = f"run={s3_bucket}/deep/run"
+    run(smallest("steps=1", "eval.prompts=1", remote))
+    lines: list[str] = []
+    assert run(smallest("steps=2", "eval.prompts=1", remote), lines) == whole
+    assert any("resuming s3://bucket/deep/run" in line for line in lines)
+    assert any("pictures: bucket/deep/run/before_after.png" in line for line in lines)

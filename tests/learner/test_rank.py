@@ -243,32 +243,21 @@ def test_save_and_load_continue_bit_for_bit(
 
 @pytest.mark.slow
 def test_checkpoint_over_s3_continues_bit_for_bit(
-    new_rank: NewRank, trajectories: Trajectories, monkeypatch: pytest.MonkeyPatch
+    new_rank: NewRank, trajectories: Trajectories, s3_bucket: str
 ) -> None:
     """Shards, state and manifest through a server that speaks S3: found valid, and loaded."""
-    server_module, boto3 = pytest.importorskip("moto.server"), pytest.importorskip("boto3")
-    server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    try:
-        host, port = server.get_host_and_port()
-        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-        boto3.client("s3", region_name="us-east-1").create_bucket(Bucket="learner")
-        store, rank, scored = CheckpointStore("s3://learner/run"), new_rank(), score(trajectories)
-        train_step(rank, scored)
-        rank.save(store.begin(1))
-        store.commit(1, RunState(step=1), {"seed": 0})
-        train_step(rank, scored)
-        expected = rank.weights(2, "a")[0].checksum
-        found = store.newest_valid({"seed": 0}).checkpoint
-        assert found is not None
-        resumed = new_rank()
-        resumed.load(found.learner_url)
-        train_step(resumed, scored)
-        assert resumed.weights(2, "a")[0].checksum == expected
-    finally:
-        server.stop()
+    store, rank, scored = CheckpointStore(f"{s3_bucket}/run"), new_rank(), score(trajectories)
+    train_step(rank, scored)
+    rank.save(store.begin(1))
+    store.commit(1, RunState(step=1), {"seed": 0})
+    train_step(rank, scored)
+    expected = rank.weights(2, "a")[0].checksum
+    found = store.newest_valid({"seed": 0}).checkpoint
+    assert found is not None
+    resumed = new_rank()
+    resumed.load(found.learner_url)
+    train_step(resumed, scored)
+    assert resumed.weights(2, "a")[0].checksum == expected
 
 
 def test_only_one_group_per_process(new_rank: NewRank, policy: PolicyConfig) -> None:
