@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-all lint install clean
+.PHONY: demo test quick lint install clean
 
 install: $(STAMP)
 
@@ -25,7 +25,12 @@ lint: $(STAMP)
 
 # Ruff, mypy and import-linter run as tests (tests/test_repository.py).
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not hand and not gpu" $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not cluster and not hand and not gpu" $(ARGS)
+	$(BIN)/python -m pytest -m "cluster and not hand and not gpu" $(ARGS)
+
+# What a person runs while working: no Ray, nothing slow.
+quick: $(STAMP)
+	$(BIN)/python -m pytest -m "not slow and not cluster and not hand and not gpu" $(ARGS)
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -10,12 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from cluster.config import RunStopped
 from learner.batch import ScoredGroup
 
 Verdict = Literal["train", "no_gradient", "too_few_scored"]
 
 
-class NoProgressError(RuntimeError):
+class NoProgressError(RunStopped):
     """So many groups were rejected that the step cannot be filled."""
 
 

@@ -7,11 +7,20 @@ import re
 import sys
 from collections.abc import Sequence
 
-from cluster.config import ConfigError, RunConfig, for_one_process, load, preset_names, to_json
+from cluster.config import (
+    ConfigError,
+    RunConfig,
+    RunStopped,
+    for_one_process,
+    load,
+    preset_names,
+    to_json,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; 0 when it worked, 2 with one sentence on standard error for bad input."""
+    """Run a command: 0; or one sentence on standard error and 2 for bad input, 1 for a run that
+    stopped itself."""
     given = sys.argv[1:] if arguments is None else list(arguments)
     options = _parser().parse_args(_overrides_first(given))
     try:
@@ -19,6 +28,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(f"worldr1: {error}", file=sys.stderr)
         return 2
+    except RunStopped as error:
+        print(f"worldr1: {error}", file=sys.stderr)
+        return 1
 
 
 def _overrides_first(arguments: Sequence[str]) -> list[str]:

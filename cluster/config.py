@@ -37,6 +37,10 @@ class ConfigError(ValueError):
     """A configuration that cannot run; its text is one sentence meant for the user."""
 
 
+class RunStopped(RuntimeError):
+    """A run that cannot go on, for a reason it understands; its text is meant for the user."""
+
+
 class CheckpointConfig(BaseModel):
     """When the run's state is made durable."""
 

@@ -17,7 +17,7 @@ from cluster.collect import gather_or_cancel
 from cluster.config import RunConfig
 from cluster.metrics import MetricsLog, mean_spread
 from cluster.pools import Published, SampleScores
-from cluster.storage import RunFolder
+from cluster.storage import RunFolder, has_evaluation, samples_folder
 from prompts.schema import Prompt
 from rewards.scoring import combine
 
@@ -72,6 +72,10 @@ class Evaluator:
         self.folder = folder
         self.metrics = metrics
         self.pairs = [(prompts[i % len(prompts)], i) for i in range(config.eval.prompts)]
+
+    def is_done(self, step: int) -> bool:
+        """Whether the scores of a step are stored; always, where evaluation is switched off."""
+        return not self.pairs or has_evaluation(self.folder, step)
 
     async def evaluate(self, step: int, weights: Published, workers: Workers) -> list[EvalSample]:
         """Sample and score every pair; writes videos and `scores.json` of the step.
@@ -135,11 +139,6 @@ class Evaluator:
             f"eval after {step} steps: R {row['reward'].get('mean', float('nan')):.3f} | {parts} "
             f"({len(samples)} of {len(self.pairs)} pairs)"
         )
-
-
-def samples_folder(step: int) -> str:
-    """Folder of a step's evaluation, relative to the run."""
-    return f"samples/step_{step:06d}"
 
 
 def load_evaluation(folder: RunFolder, step: int) -> list[EvalSample]:

@@ -11,7 +11,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import ray
-from ray.exceptions import ActorDiedError, ActorUnavailableError, OwnerDiedError
+from ray.exceptions import (
+    ActorDiedError,
+    ActorUnavailableError,
+    OwnerDiedError,
+    RayTaskError,
+)
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -103,9 +108,13 @@ class RayPool:
 
 async def _invoke(actor: Any, method: str, args: tuple[Any, ...], returns: int) -> Any:
     refs = getattr(actor, method).options(num_returns=returns).remote(*args)
-    if returns == 1:
-        return await refs
-    return (await refs[0], *refs[1:])
+    try:
+        if returns == 1:
+            return await refs
+        return (await refs[0], *refs[1:])
+    except RayTaskError as error:
+        # What the method raised, as under --local; the remote traceback stays attached.
+        raise error.cause from error
 
 
 @contextlib.contextmanager

@@ -29,7 +29,7 @@ from dataclasses import dataclass
 
 from cluster.checkpoint import CheckpointStore, RunState
 from cluster.collect import Batch, Collector, RequestSource
-from cluster.config import RunConfig, fingerprint
+from cluster.config import RunConfig, RunStopped, fingerprint
 from cluster.evaluate import Evaluator
 from cluster.metrics import MetricsLog, step_row
 from cluster.pools import Learner, Published, Rewards, Rollouts
@@ -41,7 +41,7 @@ MAX_BAD_UPDATES = 3
 """Skipped (non-finite) updates in a row that stop a run."""
 
 
-class DivergedError(RuntimeError):
+class DivergedError(RunStopped):
     """Several updates in a row were not finite."""
 
 
@@ -69,8 +69,8 @@ class Trainer:
         """Prove the set-up, then step from `state` to `config.steps`."""
         weights = await self._restore(state)
         await prove_run(self.config, self.workers, self.source.prompts, weights, self.metrics.say)
-        if state.step == 0:
-            await self.evaluator.evaluate(0, weights, self.workers)
+        if not self.evaluator.is_done(state.step):
+            await self._evaluate_if_due(state.step, weights)
         collector = Collector(
             self.source, self.workers.rollouts, self.workers.rewards, self.config.rewards
         )
@@ -83,8 +83,7 @@ class Trainer:
             state = self._advance(state, weights, report)
             await self._save_if_due(state)
             self.metrics.write(step_row(phase, batch, report, time.perf_counter() - started))
-            if self._evaluation_due(state.step):
-                await self.evaluator.evaluate(state.step, weights, self.workers)
+            await self._evaluate_if_due(state.step, weights)
         return state
 
     async def _restore(self, state: RunState) -> Published:
@@ -129,6 +128,7 @@ class Trainer:
         self.checkpoints.commit(state.step, state, fingerprint(self.config))
         self.checkpoints.retain(self.config.checkpoint.keep)
 
-    def _evaluation_due(self, step: int) -> bool:
+    async def _evaluate_if_due(self, step: int, weights: Published) -> None:
         every = self.config.eval.every
-        return step == self.config.steps or bool(every and step % every == 0)
+        if step in (0, self.config.steps) or (every and step % every == 0):
+            await self.evaluator.evaluate(step, weights, self.workers)

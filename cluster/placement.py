@@ -9,10 +9,10 @@ from typing import Literal
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
-from cluster.config import RunConfig
+from cluster.config import RunConfig, RunStopped
 
 
-class PlacementError(RuntimeError):
+class PlacementError(RunStopped):
     """The cluster cannot hold the run's pools."""
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from actors.trajectory import LoraWeights, RolloutReport, RolloutRequest, WeightsVersion
+from cluster.config import RunStopped
 from learner.batch import ScoredGroup, plan_batch
 from learner.rank import RankInfo, RatioProof, StepReport
 from learner.schedule import Phase
@@ -30,7 +31,7 @@ JUDGED_PHASES: dict[Phase, tuple[RewardKind, ...]] = {
 """Reward workers that each phase calls: the dynamic phase switches R_3D off (method section 4)."""
 
 
-class WorkerLost(RuntimeError):
+class WorkerLost(RunStopped):
     """A worker died more often than a call is retried."""
 
 
@@ -82,7 +83,7 @@ class GroupRollout:
     videos: tuple[Ref, ...]
 
 
-class DeliveryError(RuntimeError):
+class DeliveryError(RunStopped):
     """A worker holds other weights than those it was sent."""
 
 

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from cluster.evaluate import EvalSample, decode_mp4, load_evaluation, samples_folder
-from cluster.storage import RunFolder
+from cluster.evaluate import EvalSample, decode_mp4, load_evaluation
+from cluster.storage import RunFolder, samples_folder
 
 SHEET_NAME = "before_after.png"
 ROW_PROMPTS = 8
@@ -39,7 +39,7 @@ def write_sheet(folder: RunFolder, samples: Sequence[EvalSample], last_step: int
     buffer = io.BytesIO()
     Image.fromarray(np.concatenate(padded, axis=1)).save(buffer, format="PNG", optimize=True)
     folder.write_bytes(SHEET_NAME, buffer.getvalue())
-    return folder.path(SHEET_NAME)
+    return f"{folder.url}/{SHEET_NAME}"
 
 
 def _block(

@@ -8,12 +8,11 @@ import secrets
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from cluster.checkpoint import CheckpointStore, IncompatibleCheckpoint, RunState
 from cluster.config import ConfigError, RunConfig, fingerprint, resolve_model, to_json
-from cluster.storage import RunFolder
+from cluster.storage import RunFolder, has_evaluation
 from prompts.dataset import load_prompts
 from prompts.schema import Prompt
 
@@ -51,9 +50,10 @@ def run_training(
     prompts = check_before_start(config)
     folder, store = RunFolder(config.run), CheckpointStore(config.run)
     state = start_or_resume(config, store, say)
-    if state.step >= config.steps and folder.exists("metrics.jsonl"):
+    evaluated = not config.eval.prompts or has_evaluation(folder, state.step)
+    if state.step >= config.steps and state.step > 0 and evaluated:
         say(f"run {config.run} has all of its {config.steps} steps")
-        show_result(config, folder, say)
+        show_result(folder, state.step, say)
         return state
     folder.write_text("config.json", to_json(config))
     say(
@@ -87,7 +87,7 @@ def run_training(
         say(f"workers are up after {time.perf_counter() - started:.0f} s")
         state = asyncio.run(trainer.train(state))
     say(f"final weights {state.weights_checksum[:16]} after {state.step} steps")
-    show_result(config, folder, say)
+    show_result(folder, state.step, say)
     return state
 
 
@@ -108,20 +108,23 @@ def start_or_resume(
     return found.checkpoint.state.model_copy(update={"lineage": lineage})
 
 
-def show_result(config: RunConfig, folder: RunFolder, say: Callable[[str], None]) -> None:
-    """Print the paired table of the first and last evaluation and write their sheet of pictures."""
+def show_result(folder: RunFolder, step: int, say: Callable[[str], None]) -> None:
+    """Print the paired table of the first and last evaluation and write their sheet of pictures.
+
+    Says nothing where the run was not evaluated.
+    """
+    if not step or not has_evaluation(folder, 0) or not has_evaluation(folder, step):
+        return
     from cluster.evaluate import gains_table, load_evaluation, paired_gains
     from cluster.report import write_sheet
 
-    if not config.eval.prompts or not config.steps:
-        return
-    before, after = load_evaluation(folder, 0), load_evaluation(folder, config.steps)
+    before, after = load_evaluation(folder, 0), load_evaluation(folder, step)
     if not before or not after:
         say("no held-out pair could be scored; see metrics.jsonl")
         return
     say(gains_table(paired_gains(before, after)))
-    sheet = write_sheet(folder, before, config.steps)
-    say(f"pictures: {Path(sheet) if folder.is_local else sheet}")
+    sheet = write_sheet(folder, before, step)
+    say(f"pictures: {sheet}")
 
 
 @contextlib.contextmanager

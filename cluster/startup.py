@@ -16,17 +16,22 @@ import numpy as np
 from actors.sde import schedule_hash, sigma_schedule
 from actors.trajectory import LoraWeights, RolloutRequest, WeightsVersion, weights_checksum
 from actors.worker import WorkerInfo
-from cluster.config import RunConfig
-from cluster.pools import Published, Rollouts
+from cluster.config import RunConfig, RunStopped
+from cluster.pools import DeliveryError, Published, Rollouts
 from learner.rank import RankInfo, StartupProofError
 from learner.schedule import window_start
 from prompts.schema import Prompt
+from rewards.known_answer import KnownAnswerError
 
 if TYPE_CHECKING:
     from cluster.loop import Workers
 
 PROOF_GROUP = 2**62
 """Serial number of the group that the ratio proofs look at; never trained on."""
+
+
+class RunRefused(RunStopped):
+    """A startup proof failed: the run must not start."""
 
 
 async def prove_run(
@@ -36,7 +41,20 @@ async def prove_run(
     weights: Published,
     say: Callable[[str], None],
 ) -> None:
-    """Run every start-up proof (method section 2); raises at the first that fails."""
+    """Run every start-up proof (method section 2). RunRefused, from what the first fault raised."""
+    try:
+        await _prove(config, workers, prompts, weights, say)
+    except (StartupProofError, KnownAnswerError, DeliveryError) as fault:
+        raise RunRefused(f"the run does not start: {fault}") from fault
+
+
+async def _prove(
+    config: RunConfig,
+    workers: Workers,
+    prompts: Mapping[str, Sequence[Prompt]],
+    weights: Published,
+    say: Callable[[str], None],
+) -> None:
     rollouts, learner = workers.rollouts, workers.learner
     infos, ranks = await asyncio.gather(
         rollouts.pool.call_all("describe", [()] * rollouts.pool.size), learner.describe()

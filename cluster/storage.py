@@ -71,3 +71,13 @@ class RunFolder:
                 f"run = {self.url!r} is not writable: {type(error).__name__}: "
                 f"{str(error).splitlines()[0] if str(error) else 'no reason given'}"
             ) from None
+
+
+def samples_folder(step: int) -> str:
+    """Folder of a step's evaluation, relative to the run."""
+    return f"samples/step_{step:06d}"
+
+
+def has_evaluation(folder: RunFolder, step: int) -> bool:
+    """Whether a step was evaluated to its end: its scores are written after its videos."""
+    return folder.exists(f"{samples_folder(step)}/scores.json")

@@ -27,6 +27,7 @@ def steps(config: RunConfig) -> list[dict]:  # type: ignore[type-arg]
     return [row for row in rows if row["kind"] == "step"]
 
 
+@pytest.mark.slow
 def test_same_seed_same_weights_and_a_resumed_run_equals_an_undisturbed_one(
     smallest: Build,
 ) -> None:
@@ -67,6 +68,17 @@ def test_finished_run_is_not_trained_again(smallest: Build) -> None:
     assert len(steps(config)) == 1
 
 
+def test_run_killed_before_its_last_evaluation_makes_up_for_it(smallest: Build) -> None:
+    config = smallest("steps=1", "eval.prompts=1")
+    checksum = run(config)
+    (Path(config.run) / "samples/step_000001/scores.json").unlink()
+    lines: list[str] = []
+    assert run(config, lines) == checksum
+    assert any(line.startswith("eval after 1 steps") for line in lines)
+    assert any("total reward" in line for line in lines)
+    assert len(steps(config)) == 1
+
+
 def test_another_configuration_is_refused_with_the_differing_keys(smallest: Build) -> None:
     run(smallest("steps=1"))
     with pytest.raises(ConfigError, match=r"learner\.learning_rate"):
@@ -83,4 +95,4 @@ def test_run_in_an_object_store_resumes_to_the_same_weights(
     lines: list[str] = []
     assert run(smallest("steps=2", "eval.prompts=1", remote), lines) == whole
     assert any("resuming s3://bucket/deep/run" in line for line in lines)
-    assert any("pictures: bucket/deep/run/before_after.png" in line for line in lines)
+    assert any("pictures: s3://bucket/deep/run/before_after.png" in line for line in lines)

@@ -17,9 +17,8 @@ from actors.worker import RolloutWorker
 from cluster.config import RunConfig, resolve_model
 from cluster.local import LocalPool, local_workers
 from cluster.loop import Workers
-from cluster.pools import DeliveryError, Rewards, Rollouts
-from cluster.startup import prove_run
-from learner.rank import StartupProofError
+from cluster.pools import Rewards, Rollouts
+from cluster.startup import RunRefused, prove_run
 from prompts.dataset import load_prompts
 from rewards.score import Score
 from rewards.worker import AestheticWorker, JudgeWorker, ReconstructionWorker
@@ -73,7 +72,7 @@ class IgnoresWeights(RolloutWorker):
 
 
 def test_worker_that_ignores_weights(config: RunConfig, workers: Workers) -> None:
-    with pytest.raises(DeliveryError, match="holds weights"):
+    with pytest.raises(RunRefused, match="holds weights"):
         prove(config, with_rollouts(workers, config, IgnoresWeights))
 
 
@@ -128,7 +127,7 @@ class ShiftsLogProb(Tampering):
 def test_trajectory_of_another_density(
     config: RunConfig, workers: Workers, fault: type, words: str
 ) -> None:
-    with pytest.raises(StartupProofError, match=re.escape(words)):
+    with pytest.raises(RunRefused, match=re.escape(words)):
         prove(config, with_rollouts(workers, config, fault))
 
 
@@ -151,7 +150,7 @@ def test_worker_with_another_schedule_or_adapter(
         1,
     )
     faulty = replace(workers, rollouts=Rollouts(LocalPool("rollout", stranger)))
-    with pytest.raises(StartupProofError, match=words):
+    with pytest.raises(RunRefused, match=words):
         prove(config, faulty)
 
 
@@ -197,5 +196,5 @@ def test_scorer_that_cannot_tell_known_clips_apart(
     worker.__dict__.update(honest.__dict__)
     pools[kind] = LocalPool(kind, worker)  # type: ignore[index]
     faulty = Rewards(pools["reconstruction"], pools["judge"], pools["aesthetic"], config.rewards)
-    with pytest.raises(RuntimeError, match=kind):
+    with pytest.raises(RunRefused, match=kind):
         prove(config, replace(workers, rewards=faulty))
