@@ -21,9 +21,8 @@ from actors.seeds import keyed_generator
 from benchmarks.results import Result, machine, write
 from cluster.config import RunConfig, for_one_process, load
 from cluster.evaluate import Evaluator, Gain, gains_table, load_evaluation, paired_gains
-from cluster.loop import Workers
 from cluster.metrics import MetricsLog
-from cluster.pools import Ref, Rewards, SampleScores
+from cluster.pools import Ref, Rewards, SampleScores, Workers
 from cluster.runs import in_this_process, run_training
 from cluster.storage import RunFolder
 from learner.schedule import Phase

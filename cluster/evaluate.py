@@ -7,7 +7,7 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import imageio.v3 as iio
 import numpy as np
@@ -16,13 +16,10 @@ from numpy.typing import NDArray
 from cluster.collect import gather_or_cancel
 from cluster.config import RunConfig
 from cluster.metrics import MetricsLog, mean_spread
-from cluster.pools import Published, SampleScores
+from cluster.pools import Published, SampleScores, Workers
 from cluster.storage import RunFolder, has_evaluation, samples_folder
 from prompts.schema import Prompt
 from rewards.scoring import combine
-
-if TYPE_CHECKING:
-    from cluster.loop import Workers
 
 SHOWN_RAW = ("psnr", "content", "sharpness", "motion")
 """Measurements compared beside the reward: what a reward hacker would sacrifice."""

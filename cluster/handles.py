@@ -22,9 +22,8 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.worker import RolloutWorker
 from cluster.config import LOOPBACK, RunConfig, resolve_model
-from cluster.loop import Workers
 from cluster.placement import PoolShape, layout, place, release
-from cluster.pools import Learner, Rewards, Rollouts, WorkerLost
+from cluster.pools import Learner, Rewards, Rollouts, WorkerLost, Workers
 from learner.rank import LearnerRank
 from rewards.worker import AestheticWorker, JudgeWorker, ReconstructionWorker
 
@@ -97,9 +96,15 @@ class RayPool:
     ) -> list[Any]:
         """See `cluster.pools.Pool.call_all`."""
         calls = zip(self.actors, arguments, strict=True)
-        return list(
-            await asyncio.gather(*(_invoke(actor, method, args, returns) for actor, args in calls))
-        )
+        try:
+            return list(
+                await asyncio.gather(*(_invoke(actor, method, a, returns) for actor, a in calls))
+            )
+        except (ActorDiedError, ActorUnavailableError, OwnerDiedError) as error:
+            raise WorkerLost(
+                f"a {self.name} worker died in {method}: {str(error).splitlines()[0]} "
+                "Start the same command again to go on from the newest checkpoint."
+            ) from error
 
     async def fetch(self, ref: Any) -> Any:
         """See `cluster.pools.Pool.fetch`."""

@@ -8,8 +8,7 @@ from typing import Any
 
 from actors.worker import RolloutWorker
 from cluster.config import RunConfig, resolve_model
-from cluster.loop import Workers
-from cluster.pools import Learner, Rewards, Rollouts
+from cluster.pools import Learner, Rewards, Rollouts, Workers
 from learner.rank import LearnerRank
 from rewards.worker import AestheticWorker, JudgeWorker, ReconstructionWorker
 

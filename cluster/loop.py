@@ -32,7 +32,7 @@ from cluster.collect import Batch, Collector, RequestSource
 from cluster.config import RunConfig, RunStopped, fingerprint
 from cluster.evaluate import Evaluator
 from cluster.metrics import MetricsLog, step_row
-from cluster.pools import Learner, Published, Rewards, Rollouts
+from cluster.pools import Published, Workers
 from cluster.startup import prove_run
 from learner.rank import StepReport
 from learner.schedule import phase_of
@@ -43,15 +43,6 @@ MAX_BAD_UPDATES = 3
 
 class DivergedError(RunStopped):
     """Several updates in a row were not finite."""
-
-
-@dataclass(frozen=True, slots=True)
-class Workers:
-    """Everything that computes, on Ray or in this process."""
-
-    rollouts: Rollouts
-    rewards: Rewards
-    learner: Learner
 
 
 @dataclass(frozen=True, slots=True)

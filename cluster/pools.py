@@ -305,3 +305,12 @@ class Learner:
 
     async def _all(self, method: str, *args: Any) -> list[Any]:
         return await self.ranks.call_all(method, [args] * self.ranks.size)
+
+
+@dataclass(frozen=True, slots=True)
+class Workers:
+    """Everything that computes, on Ray or in this process."""
+
+    rollouts: Rollouts
+    rewards: Rewards
+    learner: Learner

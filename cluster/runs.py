@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from cluster.checkpoint import CheckpointStore, IncompatibleCheckpoint, RunState
 from cluster.config import ConfigError, RunConfig, fingerprint, resolve_model, to_json
-from cluster.storage import RunFolder, has_evaluation
+from cluster.storage import RunFolder, absolute_url, has_evaluation
 from prompts.dataset import load_prompts
 from prompts.schema import Prompt
 
 if TYPE_CHECKING:
-    from cluster.loop import Workers
+    from cluster.pools import Workers
 
 OpenWorkers: TypeAlias = "Callable[[RunConfig], AbstractContextManager[Workers]]"
 """Brings a run's workers up, and down again when its block ends."""
@@ -47,6 +47,7 @@ def run_training(
 
     `open_workers` is `on_ray` or `in_this_process`.
     """
+    config = config.model_copy(update={"run": absolute_url(config.run)})
     prompts = check_before_start(config)
     folder, store = RunFolder(config.run), CheckpointStore(config.run)
     state = start_or_resume(config, store, say)

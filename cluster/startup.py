@@ -9,7 +9,6 @@ import asyncio
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,14 +16,11 @@ from actors.sde import schedule_hash, sigma_schedule
 from actors.trajectory import LoraWeights, RolloutRequest, WeightsVersion, weights_checksum
 from actors.worker import WorkerInfo
 from cluster.config import RunConfig, RunStopped
-from cluster.pools import DeliveryError, Published, Rollouts
+from cluster.pools import DeliveryError, Published, Rollouts, Workers
 from learner.rank import RankInfo, StartupProofError
 from learner.schedule import window_start
 from prompts.schema import Prompt
 from rewards.known_answer import KnownAnswerError
-
-if TYPE_CHECKING:
-    from cluster.loop import Workers
 
 PROOF_GROUP = 2**62
 """Serial number of the group that the ratio proofs look at; never trained on."""

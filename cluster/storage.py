@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from cluster.config import ConfigError
+
+
+def absolute_url(url: str) -> str:
+    """A run's URL that means the same in every process: local paths are made absolute."""
+    return url if "://" in url else os.path.abspath(url)
 
 
 class RunFolder:

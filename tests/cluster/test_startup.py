@@ -16,8 +16,7 @@ from actors.trajectory import LoraWeights, Trajectory, WeightsVersion
 from actors.worker import RolloutWorker
 from cluster.config import RunConfig, resolve_model
 from cluster.local import LocalPool, local_workers
-from cluster.loop import Workers
-from cluster.pools import Rewards, Rollouts
+from cluster.pools import Rewards, Rollouts, Workers
 from cluster.startup import RunRefused, prove_run
 from prompts.dataset import load_prompts
 from rewards.score import Score
