@@ -43,9 +43,9 @@ def thread_environment(threads: int) -> dict[str, str]:
 def connect() -> None:
     """Join the cluster of RAY_ADDRESS (set inside a Ray job), else start one on this machine.
 
-    A cluster started here listens on loopback alone and has no dashboard.
+    A cluster started here listens on loopback, has no dashboard and gets Ray's own token
+    authentication; for an existing one, RAY_AUTH_MODE and its token are the user's to set.
     """
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
     if os.environ.get("RAY_ADDRESS"):
         ray.init(log_to_driver=True, logging_level=logging.WARNING)
     else:
