@@ -17,12 +17,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import diffusers
-import imageio.v3 as iio
 import numpy as np
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from diffusers.pipelines.wan.pipeline_wan import WanPipeline
 from numpy.typing import NDArray
+from PIL import Image
 
 from prompts.motions import Motion
 from toyworld.architecture import MAX_TEXT_TOKENS
@@ -207,7 +207,7 @@ def sample_rows(videos: Videos, jobs: list[Job], guidance: float, limit: float) 
 def write_sheet(videos: Videos, path: Path) -> None:
     """A picture with one row per video, its frames from left to right."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    iio.imwrite(path, np.concatenate([np.concatenate(list(v), axis=1) for v in videos]))
+    Image.fromarray(np.concatenate([np.concatenate(list(v), axis=1) for v in videos])).save(path)
 
 
 def main() -> None:

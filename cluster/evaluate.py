@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import imageio.v3 as iio
+import av
 import numpy as np
 from numpy.typing import NDArray
 
@@ -208,20 +208,21 @@ def gains_table(gains: Sequence[Gain], first: str = "before", last: str = "after
 
 
 def encode_mp4(video: NDArray[np.uint8]) -> bytes:
-    """H.264 bytes of a uint8 [F, H, W, 3] video."""
+    """H.264 bytes of a uint8 [F, H, W, 3] video with even sides."""
     buffer = io.BytesIO()
-    iio.imwrite(
-        buffer,
-        video,
-        extension=".mp4",
-        fps=VIDEO_FPS,
-        codec="libx264",
-        macro_block_size=2,
-        output_params=["-crf", "12"],
-    )
+    with av.open(buffer, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=VIDEO_FPS, options={"crf": "12"})
+        stream.height, stream.width = video.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        stream.thread_count = 1
+        for frame in video:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
     return buffer.getvalue()
 
 
 def decode_mp4(data: bytes) -> NDArray[np.uint8]:
     """Frames of an mp4 file as uint8 [F, H, W, 3]."""
-    return np.asarray(iio.imread(io.BytesIO(data), extension=".mp4"))
+    with av.open(io.BytesIO(data), "r") as container:
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    return np.stack(frames)
