@@ -46,39 +46,51 @@ def durable_steps(config: RunConfig) -> int:
     return len(list(Path(config.run).glob("checkpoints/*/manifest.json")))
 
 
-def test_ray_and_local_compute_the_same_bits(head: Head, smallest: Build) -> None:
-    config = smallest(name="on-ray")
-    assert submit(*head, command(config)) == 0
-    local = run_training(smallest(name="local"), in_this_process, say=lambda line: None)
-    assert final_checksum(config) == local.weights_checksum
-
-
-def test_killed_run_ends_with_the_weights_of_an_undisturbed_one(
-    head: Head, smallest: Build
-) -> None:
-    overrides = ("learner.ranks=2", "steps=4", "checkpoint.keep=9")
-    undisturbed = smallest(*overrides, name="undisturbed")
-    assert submit(*head, command(undisturbed)) == 0
-    killed = smallest(*overrides, name="killed")
+def kill_after(config: RunConfig, durable: int, environment: dict[str, str]) -> None:
+    """Start a run as a driver of its own and kill -9 it when so many checkpoints are durable."""
     process = subprocess.Popen(
-        command(killed),
+        command(config),
         cwd=REPOSITORY,
-        env=head[1],
+        env=environment,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
     deadline = time.monotonic() + 300
-    while durable_steps(killed) < 2:
+    while durable_steps(config) < durable:
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.05)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
+
+
+def recorded_steps(config: RunConfig) -> list[int]:
+    text = (Path(config.run) / "metrics.jsonl").read_text()
+    return [json.loads(line)["step"] for line in text.splitlines()]
+
+
+def test_killed_and_resumed_on_ray_equals_an_undisturbed_run_in_one_process(
+    head: Head, smallest: Build
+) -> None:
+    """Parity of Ray and --local, and of killed and undisturbed, in one comparison of bits."""
+    killed = smallest("steps=4", "checkpoint.keep=9", name="killed")
+    kill_after(killed, 2, head[1])
+    assert durable_steps(killed) < 4
+    assert submit(*head, command(killed)) == 0
+    local = run_training(smallest("steps=4", name="local"), in_this_process, lambda line: None)
+    assert final_checksum(killed) == local.weights_checksum
+    assert recorded_steps(killed) == [0, 1, 2, 3]
+
+
+@pytest.mark.hand
+def test_two_ranks_killed_and_undisturbed_end_with_the_same_weights(
+    head: Head, smallest: Build
+) -> None:
+    overrides = ("learner.ranks=2", "steps=4", "checkpoint.keep=9")
+    undisturbed, killed = (smallest(*overrides, name=name) for name in ("undisturbed", "killed"))
+    assert submit(*head, command(undisturbed)) == 0
+    kill_after(killed, 2, head[1])
     assert durable_steps(killed) < 4
     assert submit(*head, command(killed)) == 0
     assert final_checksum(killed) == final_checksum(undisturbed)
-    steps = [
-        row["step"]
-        for row in map(json.loads, (Path(killed.run) / "metrics.jsonl").read_text().splitlines())
-    ]
-    assert steps == [0, 1, 2, 3]
+    assert recorded_steps(killed) == [0, 1, 2, 3]
