@@ -22,6 +22,8 @@ from typing import Any, TypeVar
 from fsspec.core import url_to_fs
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from cluster.config import flatten_tree
+
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
@@ -114,15 +116,6 @@ class Found:
     """Newer directories that were passed over, newest first."""
 
 
-def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested configuration to {"policy.lora.rank": 32, ...}; lists stay values."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        name = f"{prefix}{key}"
-        flat |= flatten(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
-    return flat
-
-
 class CheckpointStore:
     """The checkpoints of one run. One writer (the coordinator); the ranks write `learner/`."""
 
@@ -167,7 +160,7 @@ class CheckpointStore:
         names = sorted((files | {STATE: 0}).keys() - {MANIFEST})
         manifest = Manifest(
             step=step,
-            config=json.loads(json.dumps(flatten(config))),
+            config=json.loads(json.dumps(flatten_tree(config))),
             files={name: self._record(step, name) for name in names},
         )
         self._write(step, MANIFEST, manifest.model_dump_json(indent=1).encode())
@@ -194,7 +187,7 @@ class CheckpointStore:
             checkpoint = self._validate(step)
             if isinstance(checkpoint, Checkpoint):
                 if config is not None:
-                    _require_same(checkpoint, flatten(config))
+                    _require_same(checkpoint, flatten_tree(config))
                 return Found(checkpoint, tuple(skipped))
             log.warning("checkpoint of step %d skipped: %s", step, checkpoint)
             skipped.append(Skipped(step, checkpoint))

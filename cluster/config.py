@@ -176,7 +176,16 @@ def to_json(config: RunConfig) -> str:
 
 def flatten(config: RunConfig) -> dict[str, Any]:
     """Dotted key -> JSON value of every leaf."""
-    return dict(_leaves(json.loads(config.model_dump_json()), ""))
+    return flatten_tree(json.loads(config.model_dump_json()))
+
+
+def flatten_tree(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mapping to {"policy.lora.rank": 32, ...}; lists stay values."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        flat |= flatten_tree(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
+    return flat
 
 
 def fingerprint(config: RunConfig) -> dict[str, Any]:
@@ -263,14 +272,6 @@ def _merge(into: dict[str, Any], other: Mapping[str, Any]) -> None:
             _merge(into[key], value)
         else:
             into[key] = dict(value) if isinstance(value, Mapping) else value
-
-
-def _leaves(value: Any, prefix: str) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict) and value:
-        for key, inner in value.items():
-            yield from _leaves(inner, f"{prefix}.{key}" if prefix else key)
-    else:
-        yield prefix, value
 
 
 def _known_keys(model: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[str]:

@@ -106,17 +106,6 @@ class PerceptualConfig(BaseModel):
     """`multiscale`: structure, gradients and colours at several scales, without weights."""
 
 
-class ArtifactsConfig(BaseModel):
-    """Re-renderings and meta-views that are kept for looking at."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    every: int = Field(default=20, ge=0, le=10**9)
-    """Steps between samples whose artifacts are kept; 0: never."""
-    keep: int = Field(default=4, ge=0, le=10**6)
-    """Samples kept of such a step."""
-
-
 class RewardConfig(BaseModel):
     """R = S_recon + S_traj + S_meta + lambda · R_gen (paper section 3.3; method section 3)."""
 
@@ -140,5 +129,3 @@ class RewardConfig(BaseModel):
     """R_gen."""
     perceptual: PerceptualConfig = PerceptualConfig()
     """Distance inside S_recon."""
-    artifacts: ArtifactsConfig = ArtifactsConfig()
-    """What is kept for looking at."""

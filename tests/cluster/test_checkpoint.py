@@ -18,7 +18,8 @@ import pytest
 from fsspec.core import url_to_fs
 from fsspec.implementations.memory import MemoryFileSystem
 
-from cluster.checkpoint import CheckpointStore, IncompatibleCheckpoint, RunState, flatten
+from cluster.checkpoint import CheckpointStore, IncompatibleCheckpoint, RunState
+from cluster.config import flatten_tree
 
 CONFIG = {"policy": {"model": "tiny", "lora": {"rank": 4}}, "seed": 1}
 
@@ -154,7 +155,7 @@ def test_another_configuration_is_refused_by_field_name(run_url: str) -> None:
 
 
 def test_flatten_gives_dotted_names() -> None:
-    assert flatten({"a": {"b": 1, "c": {"d": [2]}}, "e": None}) == {
+    assert flatten_tree({"a": {"b": 1, "c": {"d": [2]}}, "e": None}) == {
         "a.b": 1,
         "a.c.d": [2],
         "e": None,
