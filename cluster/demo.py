@@ -23,11 +23,15 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 
+import psutil
+
 from cluster.config import LOOPBACK, REPOSITORY, ConfigError, load
 from cluster.runs import check_before_start
 
 HEAD_TIMEOUT_S = 120
 OBJECT_STORE_BYTES = 512 * 1024**2
+INTERRUPTED = 130
+"""What shells report of a command that Ctrl-C ended."""
 
 
 def run_demo(overrides: Sequence[str], run: str | None) -> int:
@@ -37,10 +41,20 @@ def run_demo(overrides: Sequence[str], run: str | None) -> int:
     arguments = ["toy", *overrides, f"run={folder.absolute()}"]
     check_before_start(load(arguments[0], arguments[1:]))
     command = [sys.executable, "-m", "cluster.cli", "train", *arguments]
-    with ray_head() as (address, environment):
-        print(f"Ray dashboard: {address} (token in {environment['RAY_AUTH_TOKEN_PATH']})")
-        print(f"submitting: ray job submit -- worldr1 train {shlex.join(arguments)}", flush=True)
-        return submit(address, environment, command)
+    # A demo that is ended by `kill` or `timeout` cleans up as after Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with ray_head() as (address, environment):
+            print(f"Ray dashboard: {address} (token in {environment['RAY_AUTH_TOKEN_PATH']})")
+            print(
+                f"submitting: ray job submit -- worldr1 train {shlex.join(arguments)}", flush=True
+            )
+            return submit(address, environment, command)
+    except KeyboardInterrupt:
+        print(
+            f"stopped; `worldr1 demo --run {folder}` goes on from its last checkpoint", flush=True
+        )
+        return INTERRUPTED
 
 
 def submit(address: str, environment: dict[str, str], command: Sequence[str]) -> int:
@@ -57,10 +71,9 @@ def submit(address: str, environment: dict[str, str], command: Sequence[str]) ->
     process = subprocess.Popen(submission, env=environment, cwd=REPOSITORY)
     try:
         return process.wait()
-    except KeyboardInterrupt:
+    finally:
         process.terminate()
         process.wait()
-        return 130
 
 
 @contextlib.contextmanager
@@ -148,16 +161,21 @@ def _wait_for_dashboard(
 
 
 def _stop(head: subprocess.Popen[bytes]) -> None:
-    """End the head and everything it started: they share its session."""
-    session = head.pid
-    if head.poll() is None:
+    """End the head and everything it started, job drivers in sessions of their own included."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        family = psutil.Process(head.pid).children(recursive=True)
         head.send_signal(signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
             head.wait(timeout=15)
-    for sign in (signal.SIGTERM, signal.SIGKILL):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(session, sign)
-            time.sleep(0.5)
+        for process in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.terminate()
+        _, alive = psutil.wait_procs(family, timeout=3)
+        for process in alive:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+    head.kill()
+    head.wait()
 
 
 def _free_ports(count: int) -> list[int]:
