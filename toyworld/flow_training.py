@@ -115,16 +115,20 @@ def train_transformer(
     work: Path,
     log: TrainingLog,
     out: Path,
+    start: Path | None = None,
 ) -> Models:
     """Train for `minutes` of wall-clock time; returns the averaged weights (EMA) in float32.
 
-    The state is kept in `work`, and training resumes from it; every few minutes the pipeline so
-    far is written to `out`, so that others can use it while this one goes on.
+    `start` is a saved pipeline to take the first weights from; the optimizers begin anew. The state
+    is kept in `work`, and training resumes from it; every few minutes the pipeline so far is
+    written to `out`, so that others can use it while this one goes on.
     """
     torch.manual_seed(seed)
     latents, tokens = _cached_latents(vae, videos, work), tokenize(texts)
     empty = tokenize([""])[0]
     models = Models(build_transformer(), build_text_encoder(len(build_tokenizer())))
+    if start is not None:
+        _load_pipeline(models, start)
     averages = copy.deepcopy(models)
     optimizers = _optimizers(models)
     step, clock = _resume(work / "flow.pt", models, averages, optimizers, 60 * minutes)
@@ -152,6 +156,16 @@ def train_transformer(
     heldout = _heldout_loss(averages, latents[-HELDOUT:], tokens[-HELDOUT:])
     log.write("flow", clock, step, heldout_loss=heldout)
     return averages
+
+
+def _load_pipeline(models: Models, pipeline: Path) -> None:
+    """Weights of a saved pipeline, float32, into freshly built models."""
+    saved = Models(
+        WanTransformer3DModel.from_pretrained(pipeline / "transformer"),
+        UMT5EncoderModel.from_pretrained(pipeline / "text_encoder"),
+    )
+    for model, source in zip(models, saved, strict=True):
+        model.load_state_dict(source.float().state_dict())
 
 
 def _optimizers(models: Models) -> list[torch.optim.Optimizer]:

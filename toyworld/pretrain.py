@@ -45,7 +45,8 @@ def main() -> None:
     if options.stage in ("transformer", "all"):
         from toyworld.flow_training import train_transformer
 
-        vae = AutoencoderKLWan.from_pretrained(vae_folder)
+        start = options.start
+        vae = AutoencoderKLWan.from_pretrained(start / "vae" if start else vae_folder)
         models = train_transformer(
             vae,
             videos,
@@ -55,6 +56,7 @@ def main() -> None:
             work=options.work,
             log=log,
             out=options.out,
+            start=start,
         )
         save_pipeline(options.out, vae, models.transformer, models.text_encoder)
 
@@ -64,6 +66,11 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("toyworld/model"))
     parser.add_argument("--work", type=Path, default=Path("/tmp/toyworld_ckpt"))
     parser.add_argument("--stage", choices=("vae", "transformer", "all"), default="all")
+    parser.add_argument(
+        "--start",
+        type=Path,
+        help="a pipeline whose VAE, transformer and text encoder to go on from",
+    )
     parser.add_argument("--vae-minutes", type=float, default=27.0)
     parser.add_argument("--transformer-minutes", type=float, default=35.0)
     parser.add_argument("--clips", type=int, default=10240)
