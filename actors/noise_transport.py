@@ -56,9 +56,9 @@ def initial_latents_batch(
     if path is None or camera.strength == 0:
         return independent
     channels, frames, rows, columns = shape
-    fine = (rows * camera.transport_grid, columns * camera.transport_grid)
-    K = _intrinsics(camera.focal, (height, width), fine)
-    steps = _latent_homographies(torch.from_numpy(path.c2w.copy()), K, camera.depth, frames)
+    fine = (frames, rows * camera.transport_grid, columns * camera.transport_grid)
+    c2w = torch.from_numpy(path.c2w.copy())
+    steps = latent_homographies(c2w, camera, (height, width), fine)
     moved = transport_noise(
         steps,
         channels,
@@ -74,6 +74,18 @@ def initial_latents_batch(
 def blend(noise: Tensor, other: Tensor, weight: float) -> Tensor:
     """((1 - w)·noise + w·other) / √((1 - w)² + w²): unit variance if both are independent."""
     return ((1 - weight) * noise + weight * other) / math.hypot(1 - weight, weight)
+
+
+def latent_homographies(
+    c2w: Tensor, camera: CameraConfig, video: tuple[int, int], grid: tuple[int, int, int]
+) -> Tensor:
+    """Homographies [F' - 1, 3, 3] from each latent frame to the next, float64, in grid cells.
+
+    `c2w` is float64 [F, 4, 4], `video` (height, width) in pixels, `grid` (F', rows, columns).
+    """
+    frames, rows, columns = grid
+    K = _intrinsics(camera.focal, video, (rows, columns))
+    return _latent_homographies(c2w, K, camera.depth, frames)
 
 
 def plane_homographies(c2w: Tensor, K: Tensor, depth: float) -> Tensor:

@@ -20,7 +20,7 @@ from actors.noise_transport import initial_latents_batch
 from actors.sde import log_prob, ode_step, sigma_schedule, step_moments
 from actors.seeds import keyed_generator, keyed_seed
 from actors.trajectory import RolloutRequest
-from prompts.camera import camera_path
+from prompts.camera import requested_path
 from prompts.config import CameraConfig
 from prompts.schema import Prompt
 
@@ -189,7 +189,7 @@ def _initial_noise(request: RolloutRequest, rollout: RolloutConfig, camera: Came
 def _noise(
     prompt: Prompt, seeds: Sequence[int], rollout: RolloutConfig, camera: CameraConfig
 ) -> Tensor:
-    path = camera_path(prompt.motions, rollout.frames, camera.amplitudes)
+    path = requested_path(prompt, rollout.frames, camera.amplitudes)
     return initial_latents_batch(
         path, rollout.latent_shape, camera, rollout.height, rollout.width, seeds
     )

@@ -24,7 +24,7 @@ from diffusers.pipelines.wan.pipeline_wan import WanPipeline
 from numpy.typing import NDArray
 from PIL import Image
 
-from prompts.motions import Motion
+from prompts.motions import PRIMITIVES, Motion
 from toyworld.architecture import MAX_TEXT_TOKENS
 from toyworld.measures import best_motion, consistency_db, primitive_paths, segment, shape_of
 from toyworld.scenes import (
@@ -75,7 +75,7 @@ class Job:
 
 def draw_jobs(count: int, seed: int) -> list[Job]:
     """`count` random scenes, the nine motions in turn."""
-    rng, motions = np.random.default_rng(seed), list(Motion)
+    rng, motions = np.random.default_rng(seed), list(PRIMITIVES)
     return [Job(random_scene(rng), motions[i % len(motions)]) for i in range(count)]
 
 

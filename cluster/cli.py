@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Sequence
 
+from cluster.camera_cli import add_camera_command
 from cluster.config import (
     ConfigError,
     RunConfig,
@@ -100,6 +101,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("overrides", nargs="*", metavar="key=value")
     demo.add_argument("--run", metavar="DIR", help="directory of the run (default: a new one)")
     demo.set_defaults(command=_demo)
+    add_camera_command(commands)
     return parser
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from cluster.checkpoint import CheckpointStore, IncompatibleCheckpoint, RunState
 from cluster.config import ConfigError, RunConfig, fingerprint, resolve_model, to_json
 from cluster.storage import RunFolder, absolute_url, has_evaluation
+from prompts.camera import require_paths
 from prompts.dataset import load_prompts
 from prompts.schema import Prompt
 
@@ -34,6 +35,7 @@ def check_before_start(config: RunConfig) -> dict[str, tuple[Prompt, ...]]:
         source = getattr(config.prompts, split)
         try:
             prompts[split] = load_prompts(source)
+            require_paths(prompts[split], config.rollout.frames, config.camera)
         except (ValueError, OSError) as error:
             raise ConfigError(f"prompts.{split} = {source!r} cannot be used: {error}") from None
     RunFolder(config.run).require_writable()

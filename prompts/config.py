@@ -6,9 +6,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class Amplitudes(BaseModel):
-    """How far each camera motion goes over a whole single-motion clip (the release's values).
+    """How far each camera motion goes over a whole single-motion clip.
 
-    Lengths are in scene depths (the assumed plane is at depth 1).
+    Lengths are in scene depths (the assumed plane is at depth 1). Push, move, pan and orbit are the
+    release's values; crane and tilt, which the paper does not have, go through the same share of a
+    480 x 832 picture's height as move and pan through its width.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -23,6 +25,12 @@ class Amplitudes(BaseModel):
     """Arc walked around the orbit's centre by `orbit left` and `orbit right`."""
     orbit_radius: float = Field(0.6, gt=0)
     """Distance of the orbit's centre in front of the camera."""
+    crane: float = Field(0.13, ge=0)
+    """Distance travelled by `crane up` and `crane down`."""
+    tilt_deg: float = Field(8.0, ge=0, lt=180)
+    """Angle turned about the horizontal axis by `tilt up` and `tilt down`."""
+    roll_deg: float = Field(20.0, ge=0, lt=180)
+    """Angle turned about the viewing axis by `roll left` and `roll right`."""
 
 
 class CameraConfig(BaseModel):

@@ -6,9 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from prompts.motions import Motion, detect_motions
+
+Poses = tuple[tuple[tuple[float, ...], ...], ...]
+"""Camera-to-world matrices [F, 4, 4] as they stand in a prompt file."""
 
 
 class Prompt(BaseModel):
@@ -35,6 +38,16 @@ class Prompt(BaseModel):
     """Where the text comes from."""
     seed: int = Field(0, ge=0)
     """Seed of the generator that wrote the text, or 0."""
+    c2w: Poses | None = Field(None, exclude_if=lambda value: value is None)
+    """A hand-given camera path [F, 4, 4] in place of the one that the motions name; one camera per
+    frame of the rollout. `prompts.camera.read_path` reads one from a JSON file."""
+
+    @field_validator("c2w")
+    @classmethod
+    def _c2w_is_rigid(cls, value: Poses | None) -> Poses | None:
+        if value is not None:
+            require_rigid(value)
+        return value
 
     @model_validator(mode="after")
     def _motions_are_the_detected_ones(self) -> Prompt:
@@ -75,3 +88,29 @@ class CameraPath:
 
     def __len__(self) -> int:
         return len(self.c2w)
+
+
+def require_rigid(c2w: object) -> NDArray[np.float64]:
+    """`c2w` as a fresh float64 [F, 4, 4]; ValueError, naming the camera, unless it is a path.
+
+    Allowed are finite rigid motions with F >= 1: last row 0 0 0 1, and a rotation (orthonormal to
+    1e-4, so that decimals rounded to five digits pass, with determinant +1).
+    """
+    try:
+        poses = np.array(c2w, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise ValueError("c2w is no array of numbers; allowed: F matrices of 4 x 4") from None
+    if poses.ndim != 3 or poses.shape[1:] != (4, 4) or not len(poses):
+        raise ValueError(f"c2w has shape {poses.shape}; allowed: [F, 4, 4] with F >= 1")
+    for frame, pose in enumerate(poses):
+        R = pose[:3, :3]
+        if not np.isfinite(pose).all():
+            raise ValueError(f"c2w of camera {frame} holds NaN or infinity; allowed: finite")
+        if np.abs(pose[3] - (0, 0, 0, 1)).max() > 1e-9:
+            raise ValueError(f"c2w of camera {frame} ends in {pose[3].tolist()}; allowed: 0 0 0 1")
+        if np.abs(R.T @ R - np.eye(3)).max() > 1e-4 or np.linalg.det(R) < 0:
+            raise ValueError(
+                f"c2w of camera {frame} is not rigid; allowed: a rotation without scale, shear or "
+                "mirror image"
+            )
+    return poses

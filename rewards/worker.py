@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from prompts.camera import camera_path, invert_pose
+from prompts.camera import invert_pose, requested_path
 from prompts.config import CameraConfig
 from prompts.schema import Prompt
 from rewards.aesthetic import FrameScorer
@@ -111,7 +111,7 @@ class ReconstructionWorker:
         self, video: U8, prompt: Prompt, keep_artifacts: bool
     ) -> tuple[Score, U8, Artifacts | None]:
         """`score` of a clip of any length, raising whatever goes wrong."""
-        path = camera_path(prompt.motions, len(video), self.camera.amplitudes)
+        path = requested_path(prompt, len(video), self.camera.amplitudes)
         requested = None if path is None else path.c2w
         level = texture(video)
         if level < self.config.reconstruction.texture_threshold:

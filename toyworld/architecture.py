@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerFast
 from transformers.models.umt5.configuration_umt5 import UMT5Config
 from transformers.models.umt5.modeling_umt5 import UMT5EncoderModel
 
-from prompts.motions import VOCABULARY
+from prompts.motions import COMPOSITES, PRIMITIVES
 from toyworld.palette import FLOOR_COLORS, OBJECT_COLORS
 from toyworld.scenes import SHAPES
 
@@ -93,7 +93,7 @@ def build_text_encoder(vocabulary_size: int) -> UMT5EncoderModel:
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """A word-level tokenizer over the toy world's few dozen words, built without any download."""
-    phrases = [*VOCABULARY, *OBJECT_COLORS, *FLOOR_COLORS, *SHAPES, _SENTENCE]
+    phrases = [*PRIMITIVES, *COMPOSITES, *OBJECT_COLORS, *FLOOR_COLORS, *SHAPES, _SENTENCE]
     words = dict.fromkeys(word for phrase in phrases for word in phrase.split())
     vocabulary = {word: index for index, word in enumerate(["<pad>", "</s>", "<unk>", *words])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prompts.camera import camera_path
-from prompts.motions import Motion
+from prompts.motions import PRIMITIVES, Motion
 from toyworld.palette import OBJECT_COLORS
 from toyworld.raycast import F64, Solid, Stage
 
@@ -39,7 +39,7 @@ def corrupted(stage: Stage, kind: str, motions: tuple[Motion, ...], seed: int) -
             solids = zip(stage.solids, sizes, strict=True)
             return replace(stage, solids=tuple(_resized(solid, size) for solid, size in solids))
         case "wrong_camera":
-            others = [m for m in Motion if m not in motions and m is not Motion.FIXED]
+            others = [m for m in PRIMITIVES if m not in motions and m is not Motion.FIXED]
             path = camera_path((others[rng.integers(len(others))],), frames)
             assert path is not None
             return replace(stage, c2w=path.c2w)

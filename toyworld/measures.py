@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from prompts.camera import camera_path, invert_pose
-from prompts.motions import Motion
+from prompts.motions import PRIMITIVES, Motion
 from toyworld.palette import FLOOR_COLORS, OBJECT_COLORS
 from toyworld.raycast import F64, intrinsics
 
@@ -32,7 +32,7 @@ a ball less: 99 % right on rendered clips that went through the VAE."""
 def primitive_paths(frames: int) -> dict[Motion, F64]:
     """The path c2w [F, 4, 4] of each of the nine motions."""
     paths = {}
-    for motion in Motion:
+    for motion in PRIMITIVES:
         path = camera_path((motion,), frames)
         assert path is not None
         paths[motion] = path.c2w

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from prompts.motions import COMPOSITES, Motion
+from prompts.motions import COMPOSITES, PRIMITIVES, Motion
 from prompts.schema import Prompt
 from toyworld.scenes import COMMANDS, command, random_scene, spelled_out
 
@@ -60,7 +60,7 @@ def _prompt(
     while scene in used:
         scene = random_scene(rng, dynamic).describe()
     used.add(scene)
-    single = camera in {motion.value for motion in Motion}
+    single = camera in {motion.value for motion in PRIMITIVES}
     return Prompt.from_text(
         id,
         f"{command(camera)} {scene}",

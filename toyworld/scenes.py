@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prompts.camera import camera_path
-from prompts.motions import COMPOSITES, Motion
+from prompts.motions import COMPOSITES, PRIMITIVES, Motion
 from prompts.schema import Prompt
 from toyworld.corruptions import CORRUPTION_WEIGHTS, CORRUPTIONS, corrupted
 from toyworld.palette import FLOOR_COLORS, OBJECT_COLORS
@@ -23,7 +23,7 @@ from toyworld.raycast import F64, Solid, Stage, Texture, cast, intrinsics
 HEIGHT, WIDTH, FRAMES = 64, 96, 9
 
 SHAPES = ("box", "ball")
-COMMANDS = (*(motion.value for motion in Motion), *COMPOSITES)
+COMMANDS = (*(motion.value for motion in PRIMITIVES), *COMPOSITES)
 FLOOR_Y, WALL_Z = 0.2, 2.2
 SLIDE = 0.26
 """How far a moving object slides over a clip, in scene depths."""
@@ -174,7 +174,7 @@ def sample_clip(
     """
     dynamic = bool(rng.random() < dynamic_share)
     composite = rng.random() < composite_share
-    name = str(rng.choice(list(COMPOSITES) if composite else [m.value for m in Motion]))
+    name = str(rng.choice(list(COMPOSITES) if composite else [m.value for m in PRIMITIVES]))
     if dynamic and rng.random() < 0.4:
         name = Motion.FIXED.value
     corrupted = not dynamic and rng.random() < corruption_share

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from prompts.camera import camera_path, invert_pose, relative_to_first, rotation_angle_deg
-from prompts.config import Amplitudes
-from prompts.motions import COMPOSITES, Motion
+from prompts.camera import (
+    camera_path,
+    given_path,
+    invert_pose,
+    read_path,
+    relative_to_first,
+    requested_path,
+    require_paths,
+    rotation_angle_deg,
+)
+from prompts.config import Amplitudes, CameraConfig
+from prompts.motions import COMPOSITES, PRIMITIVES, Motion, Segment
+from prompts.schema import Prompt
 
 M = Motion
 
@@ -30,6 +43,8 @@ def forward(c2w: np.ndarray) -> np.ndarray:
         (M.MOVE_LEFT, (-0.22, 0, 0)),
         (M.MOVE_RIGHT, (0.22, 0, 0)),
         (M.FIXED, (0, 0, 0)),
+        (M.CRANE_UP, (0, -0.13, 0)),
+        (M.CRANE_DOWN, (0, 0.13, 0)),
     ],
 )
 def test_translations_end_where_their_amplitude_says_and_never_turn(
@@ -50,6 +65,143 @@ def test_pans_turn_fourteen_degrees_to_their_side_on_the_spot(motion: Motion, si
     )
     assert np.abs(c2w[:, :3, 3]).max() == 0
     assert rotation_angle_deg(c2w[-1, :3, :3]) == pytest.approx(14)
+
+
+@pytest.mark.parametrize(("motion", "side"), [(M.TILT_UP, -1), (M.TILT_DOWN, 1)])
+def test_tilts_look_up_and_down_on_the_spot(motion: Motion, side: int) -> None:
+    """8 degrees; y points down, so that looking up is -y."""
+    c2w, angle = c2w_of(motion), np.radians(8)
+    np.testing.assert_allclose(
+        forward(c2w[-1]), (0, side * np.sin(angle), np.cos(angle)), atol=1e-12
+    )
+    np.testing.assert_allclose(c2w[:, :3, 0], np.tile((1, 0, 0), (9, 1)), atol=1e-12)
+    assert np.abs(c2w[:, :3, 3]).max() == 0
+
+
+@pytest.mark.parametrize(("motion", "side"), [(M.ROLL_LEFT, -1), (M.ROLL_RIGHT, 1)])
+def test_rolls_turn_about_the_viewing_axis(motion: Motion, side: int) -> None:
+    """20 degrees; rolled to the right (clockwise), the camera's right edge points downwards."""
+    c2w, angle = c2w_of(motion), np.radians(20)
+    np.testing.assert_allclose(c2w[-1, :3, 0], (np.cos(angle), side * np.sin(angle), 0), atol=1e-12)
+    np.testing.assert_allclose(forward(c2w), np.tile((0, 0, 1), (9, 1)), atol=1e-12)
+
+
+def test_a_stated_amount_is_what_its_segment_does() -> None:
+    """30 degrees in the first half of the clip, then the default push's half in the second."""
+    path = camera_path((Segment(M.PAN_RIGHT, 30.0), Segment(M.PUSH_IN)), 9)
+    assert path is not None
+    assert rotation_angle_deg(path.c2w[4, :3, :3]) == pytest.approx(30)
+    end = 0.3 * np.array([np.sin(np.radians(30)), 0, np.cos(np.radians(30))])
+    np.testing.assert_allclose(path.c2w[-1, :3, 3], end, atol=1e-12)
+    plain = camera_path((Segment(M.PAN_RIGHT), Segment(M.PUSH_IN)), 9)
+    assert plain is not None
+    np.testing.assert_array_equal(plain.c2w, c2w_of(M.PAN_RIGHT, M.PUSH_IN))
+
+
+def test_every_motion_takes_an_amount_in_its_unit() -> None:
+    for motion in set(Motion) - {M.FIXED}:
+        path = camera_path((Segment(motion, 0.5),), 5)
+        assert path is not None
+        moved = np.linalg.norm(path.c2w[-1, :3, 3])
+        turned = rotation_angle_deg(path.c2w[-1, :3, :3])
+        reached = turned if motion.unit == "degrees" else moved
+        assert reached == pytest.approx(0.5), motion
+
+
+def test_a_hand_given_path_takes_the_place_of_the_motions() -> None:
+    """Re-expressed in its first camera, exact rotations from rounded decimals; text is unread."""
+    given = c2w_of(M.ORBIT_LEFT)[3] @ c2w_of(M.ORBIT_RIGHT)
+    prompt = Prompt.from_text("p", "Camera push in.").model_copy(
+        update={"c2w": np.round(given, 5).tolist()}
+    )
+    path = requested_path(prompt, 9)
+    assert path is not None
+    np.testing.assert_allclose(path.c2w, c2w_of(M.ORBIT_RIGHT), atol=3e-5)
+    np.testing.assert_allclose(path.c2w[0], np.eye(4), atol=1e-12)
+    R = path.c2w[:, :3, :3]
+    np.testing.assert_allclose(R @ np.swapaxes(R, 1, 2), np.tile(np.eye(3), (9, 1, 1)), atol=1e-12)
+    with pytest.raises(ValueError, match="has 9 cameras; allowed: 5"):
+        requested_path(prompt, 5)
+
+
+def test_paths_survive_prompt_files_and_json(tmp_path: Path) -> None:
+    """A prompt's c2w goes through its line and back; without one the line has no such key."""
+    c2w = c2w_of(M.TILT_UP).tolist()
+    prompt = Prompt.model_validate({"id": "p", "prompt": "A box.", "motions": [], "c2w": c2w})
+    again = Prompt.model_validate_json(prompt.model_dump_json(by_alias=True))
+    assert again == prompt
+    assert "c2w" not in Prompt.from_text("q", "A box.").model_dump_json()
+    for number, data in enumerate((c2w, {"c2w": c2w})):
+        (tmp_path / f"{number}.json").write_text(json.dumps(data))
+        assert read_path(tmp_path / f"{number}.json") == c2w
+
+
+def _faulty(fault: str) -> object:
+    c2w = c2w_of(M.PAN_LEFT)
+    match fault:
+        case "scaled":
+            c2w = c2w.copy()
+            c2w[4, :3, :3] *= 1.01
+        case "mirrored":
+            c2w = c2w @ np.diag([-1.0, 1, 1, 1])
+        case "projective":
+            c2w = c2w.copy()
+            c2w[2, 3] = 0, 0, 0.1, 1
+        case "nan":
+            c2w = c2w.copy()
+            c2w[1, 0, 3] = np.nan
+        case "3 x 4":
+            c2w = c2w[:, :3]
+        case "empty":
+            return []
+        case "ragged":
+            return [[[1, 0], [2]]]
+    return c2w.tolist()
+
+
+@pytest.mark.parametrize(
+    ("fault", "sentence"),
+    [
+        ("scaled", "camera 4 is not rigid"),
+        ("mirrored", "camera 0 is not rigid"),
+        ("projective", r"camera 2 ends in \[0.0, 0.0, 0.1, 1.0\]"),
+        ("nan", "camera 1 holds NaN"),
+        ("3 x 4", r"shape \(9, 3, 4\); allowed: \[F, 4, 4\]"),
+        ("empty", r"allowed: \[F, 4, 4\]"),
+        ("ragged", "no array of numbers"),
+    ],
+)
+def test_faulty_paths_are_refused_everywhere(tmp_path: Path, fault: str, sentence: str) -> None:
+    """By the function, in a prompt, and in a file, which is named."""
+    c2w = _faulty(fault)
+    with pytest.raises(ValueError, match=sentence):
+        given_path(c2w, 9)
+    if fault not in ("ragged", "empty"):
+        with pytest.raises(ValueError, match=sentence):
+            Prompt.model_validate({"id": "p", "prompt": "x", "motions": [], "c2w": c2w})
+    file = tmp_path / "path.json"
+    file.write_text(json.dumps(c2w))
+    with pytest.raises(ValueError, match=rf"path\.json cannot be used: .*{sentence}"):
+        read_path(file)
+
+
+def test_unreadable_path_files_are_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('{"poses": []}')
+    (tmp_path / "b.json").write_text("{")
+    for name, sentence in (("a", 'has no "c2w"'), ("b", "cannot be used"), ("c", "No such file")):
+        with pytest.raises(ValueError, match=sentence):
+            read_path(tmp_path / f"{name}.json")
+
+
+def test_prompts_whose_path_cannot_be_followed_are_named() -> None:
+    """3 depths in one of four steps pass through the plane at depth 1."""
+    fine = Prompt.from_text("fine", "Camera push in by 3 depths, then pan left by 90 degrees.")
+    require_paths([fine], 81, CameraConfig())
+    with pytest.raises(ValueError, match="prompt 'fine': between two frames the camera passes"):
+        require_paths([fine], 5, CameraConfig())
+    short = fine.model_copy(update={"id": "short", "c2w": c2w_of(M.PUSH_IN).tolist()})
+    with pytest.raises(ValueError, match="prompt 'short': the camera path has 9 cameras"):
+        require_paths([short], 81, CameraConfig())
 
 
 @pytest.mark.parametrize(("motion", "side"), [(M.ORBIT_LEFT, -1), (M.ORBIT_RIGHT, 1)])
@@ -82,7 +234,7 @@ def test_a_move_after_a_pan_goes_along_the_turned_axis() -> None:
 
 
 def test_paths_start_at_the_identity_and_are_read_only() -> None:
-    for motion in Motion:
+    for motion in PRIMITIVES:
         c2w = c2w_of(motion)
         assert c2w.shape == (9, 4, 4)
         assert c2w.dtype == np.float64

@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from prompts.dataset import load_prompts, prompt_at
-from prompts.motions import Motion
+from prompts.motions import PRIMITIVES, Motion
 from prompts.schema import CameraPath, Prompt
 
 
@@ -21,7 +21,7 @@ def test_shipped_sets_cover_every_motion_and_the_test_scenes_are_held_out() -> N
     train, dynamic, test = map(load_prompts, ("toy_train", "toy_dynamic", "toy_test"))
     assert (len(train), len(dynamic), len(test)) == (64, 16, 22)
     for prompts in (train, test):
-        assert {motion for prompt in prompts for motion in prompt.motions} == set(Motion)
+        assert {motion for prompt in prompts for motion in prompt.motions} == set(PRIMITIVES)
         assert not any(prompt.is_dynamic for prompt in prompts)
         assert {prompt.taxonomy for prompt in prompts} == {"single", "composite"}
     assert all(prompt.is_dynamic and prompt.motions for prompt in dynamic)

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from prompts.motions import Motion, detect_motions
+from prompts.motions import (
+    PRIMITIVES,
+    VOCABULARY,
+    Motion,
+    Segment,
+    detect_motions,
+    detect_segments,
+)
 
 M = Motion
 
@@ -51,3 +58,54 @@ def test_motions_come_in_order_of_appearance_with_composites_expanded(
 )
 def test_words_that_only_contain_a_phrase_name_no_motion(text: str) -> None:
     assert detect_motions(text) == ()
+
+
+def test_a_long_prompt_keeps_the_order_of_its_motions() -> None:
+    """20,000 words around every phrase, the phrases in turn and in reverse: all, in order."""
+    filler = "a remote pushing panorama of unfixed craneflies, tilting up and rolling leftwards; "
+    phrases = [*VOCABULARY, *reversed(VOCABULARY)]
+    text = "".join(filler * 60 + phrase + ". " for phrase in phrases)
+    assert len(text.split()) > 20_000
+    expected = [motion for phrase in phrases for motion in VOCABULARY[phrase]]
+    assert list(detect_motions(text)) == expected
+
+
+def test_primitives_are_the_papers_nine() -> None:
+    assert len(PRIMITIVES) == 9
+    assert PRIMITIVES[0] is M.PUSH_IN
+    assert PRIMITIVES[-1] is M.FIXED
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Camera pan left by 30 degrees.", [(M.PAN_LEFT, 30.0)]),
+        ("tilt up by 12.5°, then roll right by 5 deg", [(M.TILT_UP, 12.5), (M.ROLL_RIGHT, 5.0)]),
+        ("push in by 0.4 scene depths; crane down", [(M.PUSH_IN, 0.4), (M.CRANE_DOWN, None)]),
+        ("Orbit left\nby 40 degrees around it", [(M.ORBIT_LEFT, 40.0)]),
+        # A number without a unit of the camera's is about something else.
+        (
+            "move left by 3 people, pan right by 2 metres",
+            [(M.MOVE_LEFT, None), (M.PAN_RIGHT, None)],
+        ),
+        ("pan left by 30 degreesque", [(M.PAN_LEFT, None)]),
+    ],
+)
+def test_amounts_follow_their_motion(text: str, expected: list[tuple[Motion, float]]) -> None:
+    assert detect_segments(text) == tuple(Segment(*pair) for pair in expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("push in by 30 degrees", "'push in' is asked for by 30 degrees; allowed: an amount in de"),
+        ("pan left by 1 depth", "allowed: an amount in degrees"),
+        ("fixed by 1 degree", "no amount, since it does not move"),
+        ("pull left by 9 degrees", r"an amount for each of its parts \('move left', 'pull out'"),
+        ("pan left by 181 degrees", "allowed: above 0, up to 180 degrees"),
+        ("pull out by 0 depths", "allowed: above 0, up to 3 depths"),
+    ],
+)
+def test_amounts_that_do_not_fit_are_refused(text: str, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        detect_segments(text)
