@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from diffusers import WanPipeline
 
 from actors.config import RolloutConfig
+from actors.noise_transport import initial_latents
 from actors.policy import Policy
 from actors.sampler import GroupSamples, sample_group, sample_ode
 from actors.sde import log_prob, ode_step, residual, sigma_schedule, step_moments
-from actors.seeds import keyed_generator
+from actors.seeds import keyed_generator, keyed_seed
 from actors.trajectory import RolloutRequest
+from prompts.camera import requested_path
 from prompts.config import CameraConfig
 from prompts.schema import Prompt
+from tests.actors.tiny import SHIFT, TOKENS
 
 PROMPT = Prompt.from_text("p", "Camera push in. A red box on the floor.")
 REQUEST = RolloutRequest(group=3, prompt=PROMPT, members=4, seed=11, window_start=2)
@@ -31,6 +37,48 @@ def _bind(policy: Policy):
 def _sample(policy: Policy, config: RolloutConfig, request=REQUEST) -> GroupSamples:
     velocity = _bind(policy)([request.prompt])
     return sample_group(velocity, request, config, CameraConfig(), CPU)
+
+
+@pytest.mark.parametrize("steps", [6, 50])
+def test_an_empty_window_is_the_pipeline(policy: Policy, tiny_wan: Path, steps: int) -> None:
+    """Evaluation samples equal WanPipeline's with its flow-match Euler scheduler, to 1e-5.
+
+    Two prompts, one with a camera path, guidance 5, from the same transported noise.
+    """
+    pipeline = WanPipeline.from_pretrained(tiny_wan)
+    pipeline.set_progress_bar_config(disable=True)
+    prompts = [PROMPT, Prompt.from_text("q", "A blue ball.")]
+    config, camera = RolloutConfig(height=32, width=48, frames=9, shift=SHIFT), CameraConfig()
+    samples = sample_ode(_bind(policy), prompts, [1, 2], config, camera, CPU, steps)
+    noise = [
+        initial_latents(
+            requested_path(prompt, 9), config.latent_shape, camera, 32, 48,
+            keyed_seed("evaluation", seed),
+        )
+        for prompt, seed in zip(prompts, (1, 2), strict=True)
+    ]  # fmt: skip
+    expected = pipeline(
+        prompt=[prompt.text for prompt in prompts], height=32, width=48, num_frames=9,
+        num_inference_steps=steps, guidance_scale=5.0, max_sequence_length=TOKENS,
+        latents=torch.stack(noise), output_type="latent",
+    ).frames  # fmt: skip
+    assert float((samples - expected).abs().max()) < 1e-5
+    assert float(expected.abs().max()) > 1
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_forwards_of_a_group(rollout_config: RolloutConfig, shared: bool) -> None:
+    """Clips that pass the network for G = 4, 8 steps, start 2: 2 + 4·6 shared, 4·8 otherwise."""
+    passed = 0
+
+    def counting(latents: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        nonlocal passed
+        passed += len(latents)
+        return -latents
+
+    config = rollout_config.model_copy(update={"shared_prefix": shared, "max_batch": 3})
+    sample_group(counting, REQUEST, config, CameraConfig(), CPU)
+    assert passed == (2 + 4 * 6 if shared else 4 * 8)
 
 
 @pytest.mark.parametrize("kernel", ["sde", "cps", "dance"])

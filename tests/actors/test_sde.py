@@ -1,4 +1,4 @@
-"""Schedules and step kernels against hand-computed values and Gaussian flows."""
+"""Schedules and step kernels against hand-computed values; `test_gaussian_flow.py` has moments."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import math
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
-from torch import Tensor
 
 from actors.sde import (
     gaussian_kl,
@@ -142,53 +141,3 @@ def test_wrong_arguments_are_refused() -> None:
         step_moments("sde", x, x, 0.4, 0.5, 0.9, 0.7)
     with pytest.raises(ValueError, match=r"allowed: \[\] or \[2\]"):
         step_moments("sde", x, x, torch.tensor([0.5, 0.5, 0.5]), 0.4, 0.9, 0.7)
-
-
-DATA_MEAN, DATA_STD = 0.8, 0.5
-
-
-def _exact_velocity(x: Tensor, sigma: float) -> Tensor:
-    """E[noise - data | x] where data is N(0.8, 0.5²) and x = (1 - sigma) data + sigma noise."""
-    variance = (1 - sigma) ** 2 * DATA_STD**2 + sigma**2
-    slope = (sigma - (1 - sigma) * DATA_STD**2) / variance
-    return slope * (x - (1 - sigma) * DATA_MEAN) - DATA_MEAN
-
-
-def _propagate(kernel: str, steps: int, first: int, level: float) -> tuple[float, float]:
-    """Mean and std after `first` ODE steps and stochastic ones to the end but one, exactly.
-
-    Every step is affine in x, so that two evaluations give its slope, and moments propagate.
-    """
-    sigmas = sigma_schedule(steps, 3.0).tolist()
-    mean, variance = 0.0, 1.0
-    for step in range(steps):
-        now, after = sigmas[step], sigmas[step + 1]
-        x = torch.tensor([[mean], [mean + 1.0]])
-        v = _exact_velocity(x, now)
-        if first <= step < steps - 1:
-            moved, std = step_moments(kernel, x, v, now, after, sigmas[1], level)
-        else:
-            moved, std = ode_step(x, v, now, after), torch.tensor(0.0)
-        slope = float(moved[1] - moved[0])
-        mean, variance = float(moved[0]), slope**2 * variance + float(std) ** 2
-    return mean, math.sqrt(variance)
-
-
-@pytest.mark.parametrize("kernel", ["sde", "dance"])
-def test_gaussian_flow_mean_is_exact_and_std_converges(kernel: str) -> None:
-    """With the exact velocity the SDE keeps the marginals: mean exact, std → 0.5 as 1/steps."""
-    level = {"sde": 0.7, "dance": 0.3}[kernel]
-    errors = []
-    for steps in (25, 100, 400):
-        mean, std = _propagate(kernel, steps, first=1, level=level)
-        assert mean == pytest.approx(DATA_MEAN, abs=2e-4)
-        errors.append(abs(std - DATA_STD))
-    assert errors[2] < errors[1] < errors[0]
-    assert errors[2] < 0.01
-
-
-def test_gaussian_flow_first_step_inflates_the_std() -> None:
-    """A stochastic first step adds noise that does not shrink: why windows start at 1."""
-    _, with_first = _propagate("sde", 400, first=0, level=0.7)
-    _, without = _propagate("sde", 400, first=1, level=0.7)
-    assert with_first > without
