@@ -1,13 +1,14 @@
 """Sigmas, step kernels and their log-densities; pure functions of tensors.
 
 Source: method section 2; the kernels are those of Flow-GRPO (arXiv 2505.05470, `sde`), its
-coefficient-preserving variant (`cps`) and DanceGRPO (`dance`). As steps grow, `sde` and `dance`
-keep the ODE's marginals (from sigma < 1 on) and `cps` does not, since its noise does not shrink
-with the step. sigma runs from 1 (noise) to
+coefficient-preserving variant (`cps`) and DanceGRPO (`dance`). sigma runs from 1 (noise) to
 0 (data), x_sigma = (1 - sigma) data + sigma noise, and the model's output is the velocity
 v = noise - data. Latents are float32 [B, ...]; a sigma is a number, a scalar tensor or one value
 per sample [B]. Coefficients are formed in float64 and rounded once, so that rollout and learner
 get the same bits from the same sigmas.
+
+As steps grow, `sde` and `dance` keep the ODE's marginals (from sigma < 1 on); `cps` does not, since
+its noise does not shrink with the step.
 """
 
 from __future__ import annotations

@@ -166,12 +166,37 @@ def summarize(
         "ratio_mean": float(ratio[real].mean()),
         "ratio_max_dev": float((ratio[real] - 1).abs().max()),
         "log_ratio_abs": float(log_ratio[real].abs().mean()),
+        "log_ratio_max": float(log_ratio[real].abs().max()),
         "clip_fraction": float(muted[real].double().mean()),
         "muted_positive": _share(muted, positive),
         "muted_negative": _share(muted, negative),
         "kl": float(kl[real].mean()),
         "advantage_abs": float(advantage[real].abs().mean()),
     }
+
+
+def summarize_window(
+    window_step: Tensor,
+    weight: Tensor,
+    advantage: Tensor,
+    ratio: Tensor,
+    log_ratio: Tensor,
+    muted: Tensor,
+    kl: Tensor,
+) -> dict[str, float]:
+    """`summarize` of all samples, and of each window step under "window_<w>/" ([N] each).
+
+    Steps differ: their noise, and with it the scale of log p, falls along the window. Where the
+    policy has not moved since the rollout, `log_ratio_max` is the gap between the rollout's and
+    the learner's arithmetic.
+    """
+    columns = (weight, advantage, ratio, log_ratio, muted, kl)
+    metrics = summarize(*columns)
+    for w in sorted({int(step) for step in window_step.tolist()}):
+        chosen = window_step == w
+        part = summarize(*(column[chosen] for column in columns))
+        metrics |= {f"window_{w}/{name}": value for name, value in part.items()}
+    return metrics
 
 
 def _share(flag: Tensor, among: Tensor) -> float:

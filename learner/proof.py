@@ -41,6 +41,10 @@ class RatioProof:
     log_ratio_limit: float
     residual_max: float
     residual_limit: float
+    log_ratio_by_step: tuple[float, ...]
+    """Largest |log r| at each step of the window: the gap of two orders of summation."""
+    residual_by_step: tuple[float, ...]
+    """Largest difference of residuals at each step of the window."""
 
 
 def check_metadata(
@@ -99,7 +103,10 @@ def judge(
     policy: PolicyConfig,
     clip_range: float,
 ) -> RatioProof:
-    """The proof, or StartupProofError saying which of the two measures is too large (or NaN)."""
+    """The proof, or StartupProofError saying which of the two measures is too large (or NaN).
+
+    Both sequences hold `steps` values, all window steps of one trajectory after another.
+    """
     log_limit = LOG_RATIO_LIMIT if policy.dtype == "float32" else clip_range / 5
     residual_limit = RESIDUAL_LIMIT[policy.dtype]
     measures = (
@@ -114,8 +121,16 @@ def judge(
                 f"rollout and learner are not the same density: {name} is {worst:.3g} at a stored "
                 f"step, allowed is {limit:.3g} for a {policy.dtype} policy"
             )
+    window = steps // trajectories
     return RatioProof(
-        trajectories, steps, max(log_ratios), log_limit, max(residual_gaps), residual_limit
+        trajectories=trajectories,
+        steps=steps,
+        log_ratio_max=max(log_ratios),
+        log_ratio_limit=log_limit,
+        residual_max=max(residual_gaps),
+        residual_limit=residual_limit,
+        log_ratio_by_step=tuple(max(log_ratios[w::window]) for w in range(window)),
+        residual_by_step=tuple(max(residual_gaps[w::window]) for w in range(window)),
     )
 
 

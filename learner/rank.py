@@ -35,7 +35,7 @@ from learner.batch import (
     trainable_indices,
 )
 from learner.config import LearnerConfig
-from learner.grpo import SurrogateOutput, summarize, surrogate
+from learner.grpo import SurrogateOutput, summarize_window, surrogate
 from learner.lora import start_average, to_numpy, update_average
 from learner.proof import (
     RatioProof,
@@ -76,7 +76,7 @@ class StepReport:
     loss: float
     """Mean over members and window steps, over all updates of the batch; NaN if none was tried."""
     metrics: Mapping[str, float]
-    """`learner.grpo.summarize` of all samples, and counts of samples, groups and updates."""
+    """`learner.grpo.summarize_window`, and counts of samples, groups and updates."""
     grad_norm: float
     """Gradient norm before clipping, the largest of the batch's updates."""
     update_skipped: bool
@@ -301,7 +301,7 @@ class LearnerRank:
         shipped: Mapping[int, Trajectory],
         values: Sequence[float],
     ) -> Tensor:
-        """Accumulate one update's gradient; per-sample rows [n, 7] of all ranks, float64."""
+        """Accumulate one update's gradient; per-sample rows [n, 8] of all ranks, float64."""
         window = self._rollout.window_size
         passes = [(micro, w) for micro in update for w in range(window)]
         rows = []
@@ -315,7 +315,7 @@ class LearnerRank:
                 (output.loss * weight).sum().backward()
             columns = (
                 weight, advantage, output.ratio, output.log_ratio, output.muted, output.kl,
-                output.loss.detach(),
+                output.loss.detach(), torch.full_like(weight, w),
             )  # fmt: skip
             rows.append(torch.stack([c.double() for c in columns], dim=1).cpu())
         return fsdp.all_gather_rows(torch.cat(rows), self._world_size)
@@ -390,8 +390,10 @@ class LearnerRank:
         columns = torch.cat(list(rows)).unbind(dim=1) if rows else None
         summary = {}
         if columns is not None:
-            weight, advantage, ratio, log_ratio, muted, kl, _ = columns
-            summary = summarize(weight, advantage, ratio, log_ratio, muted > 0, kl)
+            weight, advantage, ratio, log_ratio, muted, kl, _, window_step = columns
+            summary = summarize_window(
+                window_step, weight, advantage, ratio, log_ratio, muted > 0, kl
+            )
         return summary | {
             "groups": float(len(groups)),
             "samples": float(len(trainable_indices(groups))),

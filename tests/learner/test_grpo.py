@@ -16,6 +16,7 @@ from learner.grpo import (
     has_gradient,
     log_ratio_to_ratio,
     summarize,
+    summarize_window,
     surrogate,
 )
 
@@ -163,6 +164,27 @@ def test_guard_frees_the_negative_samples_that_the_plain_ratio_mutes() -> None:
     assert shares[True, 1.0] == pytest.approx(0.345, abs=0.07)
 
 
+def test_window_steps_are_summarised_apart() -> None:
+    """Two steps of two samples: each step's own figures, and all four together."""
+    summary = summarize_window(
+        window_step=torch.tensor([0.0, 1.0, 0.0, 1.0]),
+        weight=torch.full((4,), 0.25),
+        advantage=torch.tensor([1.0, 1.0, -1.0, -1.0]),
+        ratio=torch.tensor([1.1, 1.2, 0.9, 0.6]),
+        log_ratio=torch.tensor([0.1, 0.2, -0.1, -0.5]),
+        muted=torch.tensor([False, False, False, True]),
+        kl=torch.tensor([1.0, 2.0, 3.0, 4.0]),
+    )
+    expected = {
+        "log_ratio_max": 0.5, "window_0/log_ratio_max": 0.1, "window_1/log_ratio_max": 0.5,
+        "kl": 2.5, "window_0/kl": 2.0, "window_1/kl": 3.0,
+        "muted_negative": 0.5, "window_0/muted_negative": 0.0, "window_1/muted_negative": 1.0,
+        "window_0/ratio_mean": 1.0, "window_1/ratio_max_dev": 0.4,
+        "window_1/clip_fraction": 0.5, "window_1/muted_positive": 0.0,
+    }  # fmt: skip
+    assert {name: summary[name] for name in expected} == pytest.approx(expected, abs=1e-6)
+
+
 def test_summary_by_hand_ignores_padding() -> None:
     """Three samples and one padded row of weight 0."""
     summary = summarize(
@@ -178,6 +200,7 @@ def test_summary_by_hand_ignores_padding() -> None:
             "ratio_mean": 1.0,
             "ratio_max_dev": 0.5,
             "log_ratio_abs": 0.3,
+            "log_ratio_max": 0.6,
             "clip_fraction": 2 / 3,
             "muted_positive": 1.0,
             "muted_negative": 0.5,

@@ -28,6 +28,9 @@ def test_rollout_density_is_the_learners(new_rank: NewRank, trajectories: Trajec
     assert proof.log_ratio_max <= 1e-6
     assert proof.residual_max <= 1e-5
     assert (proof.log_ratio_limit, proof.residual_limit) == (1e-5, 1e-3)
+    assert len(proof.log_ratio_by_step) == len(proof.residual_by_step) == ROLLOUT.window_size
+    assert max(proof.log_ratio_by_step) == proof.log_ratio_max
+    assert max(proof.residual_by_step) == proof.residual_max
 
 
 @pytest.mark.parametrize("kernel", ["cps", "dance"])
