@@ -58,6 +58,7 @@ class NoiseRewards(Rewards):
     ) -> SampleScores:
         """Scores of the phase's kinds with every part replaced."""
         self._calls += 1
+        call = self._calls  # others count on while this one waits
         scores = self._like.get((phase, prompt.id))
         if scores is None:
             scores = await super().score(video, prompt, phase, keep_artifacts)
@@ -65,7 +66,7 @@ class NoiseRewards(Rewards):
                 self._like[phase, prompt.id] = scores
         import torch
 
-        generator = keyed_generator("noise rewards", self._calls)
+        generator = keyed_generator("noise rewards", call)
         noisy = {
             kind: replace(
                 score,
