@@ -6,6 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from actors.wan_shape import PATCH, SPATIAL_STRIDE, TEMPORAL_STRIDE, latent_shape
+
 KernelName = Literal["sde", "cps", "dance"]
 
 DEFAULT_NOISE_LEVEL: dict[str, float] = {"sde": 0.7, "cps": 0.7, "dance": 0.3}
@@ -42,6 +44,9 @@ class PolicyConfig(BaseModel):
     """Prompts are padded or cut to this length (Wan2.1: 512)."""
     attention: Literal["native", "flash", "_flash_3", "sage"] = "native"
     """Attention backend, by diffusers' own names."""
+    text_encoder: Literal["offload", "device", "cpu"] = "offload"
+    """Where the text encoder (11 GB for Wan2.1) lives: `offload` keeps it in CPU memory and moves
+    it to the device for prompts that are not cached, `cpu` encodes there, `device` stays."""
     compile: bool = False
     """Regional torch.compile of the repeated transformer blocks."""
     lora: LoraConfig = LoraConfig()
@@ -96,11 +101,12 @@ class RolloutConfig(BaseModel):
     def _shapes(self) -> RolloutConfig:
         for name in ("height", "width"):
             value = getattr(self, name)
-            if value % 16:
+            if value % (SPATIAL_STRIDE * PATCH):
                 raise ValueError(
-                    f"rollout.{name} = {value} is not a multiple of 16 (VAE stride 8 x patch 2)"
+                    f"rollout.{name} = {value} is not a multiple of {SPATIAL_STRIDE * PATCH} "
+                    f"(VAE stride {SPATIAL_STRIDE} x patch {PATCH})"
                 )
-        if self.frames % 4 != 1:
+        if self.frames % TEMPORAL_STRIDE != 1:
             raise ValueError(f"rollout.frames = {self.frames} is not 4 k + 1 (e.g. 5, 9, 49, 81)")
         last = self.sampling_steps - self.window_size
         if self.window_stop <= self.window_low:
@@ -131,9 +137,9 @@ class RolloutConfig(BaseModel):
     @property
     def latent_frames(self) -> int:
         """F' = (F - 1) / 4 + 1."""
-        return (self.frames - 1) // 4 + 1
+        return self.latent_shape[1]
 
     @property
     def latent_shape(self) -> tuple[int, int, int, int]:
         """[16, F', H/8, W/8] of one clip."""
-        return (16, self.latent_frames, self.height // 8, self.width // 8)
+        return latent_shape(self.frames, self.height, self.width)

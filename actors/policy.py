@@ -1,7 +1,7 @@
 """The one definition of the policy: rollout and learner compute the same velocity.
 
-The policy is a frozen video model with a trained LoRA adapter and classifier-free guidance.
-Source: method section 2.
+The policy is a frozen video model with a trained LoRA adapter and classifier-free guidance. What is
+particular to the model family is in `actors/wan.py` alone. Source: method section 2.
 """
 
 from __future__ import annotations
@@ -12,10 +12,7 @@ from contextlib import AbstractContextManager
 
 import numpy as np
 import torch
-from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
-from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
 
 from actors import lora, wan
 from actors.config import PolicyConfig
@@ -34,7 +31,7 @@ def velocity(
     uncond: Tensor | None,
     guidance_scale: float,
 ) -> Tensor:
-    """The policy's velocity, float32 [B, 16, F', h, w], of float32 `latents` of the same shape.
+    """The policy's velocity, float32 [B, C, F', h, w], of float32 `latents` of the same shape.
 
     `sigma` is a number, a scalar tensor or one value per clip [B]; `cond` and `uncond` are text
     embeddings [B or 1, L, D]. With guidance g > 1 both branches share one forward pass of 2 B and
@@ -67,10 +64,10 @@ class Policy:
         self,
         config: PolicyConfig,
         device: torch.device,
-        transformer: WanTransformer3DModel,
+        transformer: wan.Transformer,
         lora_modules_matched: int,
-        vae: AutoencoderKLWan | None,
-        text: tuple[PreTrainedTokenizerBase, UMT5EncoderModel] | None,
+        vae: wan.Decoder | None,
+        text: tuple[wan.Tokenizer, wan.TextEncoder] | None,
     ) -> None:
         self.config = config
         self.device = device
@@ -107,7 +104,8 @@ class Policy:
             nn.Module.to(vae, device)
         if with_text_encoder:
             tokenizer, encoder = wan.load_text_encoder(config.model, dtype)
-            text = tokenizer, encoder.eval().requires_grad_(False).to(device)
+            home = device if config.text_encoder == "device" else torch.device("cpu")
+            text = tokenizer, encoder.eval().requires_grad_(False).to(home)
         return cls(config, device, transformer, matched, vae, text)
 
     @property
@@ -121,20 +119,34 @@ class Policy:
 
         Every text is encoded alone, so that its embedding does not depend on its neighbours.
         """
-        if self._text is None:
-            raise ValueError("this policy was loaded with_text_encoder=False and cannot encode")
-        tokenizer, encoder = self._text
         length = self.config.max_prompt_tokens
         rows = []
+        self.prepare(texts)
         for text in texts:
-            if text not in self._embeddings:
-                self._embeddings[text] = wan.embed_prompt(tokenizer, encoder, text, length)
             self._embeddings.move_to_end(text)
             tokens = self._embeddings[text]
             rows.append(nn.functional.pad(tokens, (0, 0, 0, length - len(tokens))))
-            if len(self._embeddings) > _CACHED_PROMPTS:
-                self._embeddings.popitem(last=False)
+        while len(self._embeddings) > _CACHED_PROMPTS:
+            self._embeddings.popitem(last=False)
         return torch.stack(rows)
+
+    @torch.no_grad()
+    def prepare(self, texts: Sequence[str]) -> None:
+        """Cache the embeddings of `texts`; an offloaded encoder visits the device for them once."""
+        missing = [text for text in dict.fromkeys(texts) if text not in self._embeddings]
+        if not missing:
+            return
+        if self._text is None:
+            raise ValueError("this policy was loaded with_text_encoder=False and cannot encode")
+        tokenizer, encoder = self._text
+        length, visits = self.config.max_prompt_tokens, self.config.text_encoder == "offload"
+        if visits:
+            nn.Module.to(encoder, self.device)
+        for text in missing:
+            tokens = wan.embed_prompt(tokenizer, encoder, text, length)
+            self._embeddings[text] = tokens.to(self.device)
+        if visits:
+            nn.Module.to(encoder, torch.device("cpu"))
 
     def encode_negative(self) -> Tensor | None:
         """Embedding [1, L, D] of the unconditional branch; None where guidance is off."""
@@ -151,7 +163,7 @@ class Policy:
 
     @torch.no_grad()
     def decode(self, latents: Tensor, batch: int = 1) -> Tensor:
-        """Videos uint8 [B, F, H, W, 3] on the CPU of latents [B, 16, F', h, w], `batch` clips at a
+        """Videos uint8 [B, F, H, W, 3] on the CPU of latents [B, C, F', h, w], `batch` clips at a
         time.
 
         ValueError if a clip's latents are not finite.

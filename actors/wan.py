@@ -6,9 +6,10 @@ A directory or hub id holds a diffusers `WanPipeline`: `transformer`, `vae`, `te
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
@@ -18,12 +19,24 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, UMT5EncoderModel
 from transformers.utils import logging as transformers_logging
 
+from actors.wan_shape import WanShape
+
+Transformer = WanTransformer3DModel
+Decoder = AutoencoderKLWan
+Tokenizer = PreTrainedTokenizerBase
+TextEncoder = UMT5EncoderModel
+
 _TRAIN_TIMESTEPS = 1000.0
 _WEIGHTS = {
     "transformer": "diffusion_pytorch_model*.safetensors",
     "vae": "diffusion_pytorch_model*.safetensors",
     "text_encoder": "model*.safetensors",
     "tokenizer": "tokenizer*",
+}
+_CLASSES: dict[str, type] = {
+    "transformer": WanTransformer3DModel,
+    "vae": AutoencoderKLWan,
+    "text_encoder": UMT5EncoderModel,
 }
 
 
@@ -45,6 +58,69 @@ def require_parts(model: str, with_decoder: bool, with_text_encoder: bool) -> No
                 f"policy.model {model!r} has no {part}/{_WEIGHTS[part]}; allowed: a diffusers "
                 f"WanPipeline directory in safetensors with {', '.join(_WEIGHTS)}"
             )
+        if part != "tokenizer":
+            _require_whole(root / part, _CLASSES[part])
+
+
+def _require_whole(folder: Path, expected: type) -> None:
+    """ValueError unless the folder's config is of the expected class and no shard is missing."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        indices = [json.loads(file.read_text()) for file in folder.glob("*.safetensors.index.json")]
+        shards = {name for index in indices for name in index["weight_map"].values()}
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(
+            f"policy.model: {folder} has no readable config or index: {error}"
+        ) from None
+    names = [config.get("_class_name"), *config.get("architectures", [])]
+    if expected.__name__ not in names:
+        found = next((name for name in names if name), "unnamed")
+        raise ValueError(
+            f"policy.model: {folder} holds a model of class {found}; allowed: {expected.__name__}"
+        )
+    missing = sorted(name for name in shards if not (folder / name).is_file())
+    if missing:
+        raise ValueError(
+            f"policy.model: {folder} lacks {len(missing)} of {len(shards)} weight files "
+            f"(first: {missing[0]}); allowed: a complete download"
+        )
+
+
+def meta_transformer(shape: WanShape, dtype: torch.dtype) -> WanTransformer3DModel:
+    """A transformer of that shape without memory, in the dtypes that `load_transformer` gives."""
+    with torch.device("meta"):
+        model = WanTransformer3DModel(
+            num_attention_heads=shape.heads,
+            attention_head_dim=shape.head_dim,
+            ffn_dim=shape.ffn_dim,
+            num_layers=shape.layers,
+            text_dim=shape.text_dim,
+            freq_dim=shape.freq_dim,
+            in_channels=shape.channels,
+            out_channels=shape.channels,
+        )
+    kept = set(WanTransformer3DModel._keep_in_fp32_modules)
+    for name, parameter in model.named_parameters():
+        if not kept & set(name.split(".")):
+            parameter.data = parameter.data.to(dtype)
+    return model.eval()
+
+
+def materialise(model: WanTransformer3DModel, device: torch.device, std: float = 0.02) -> None:
+    """Give a meta model memory and normal weights on `device`, adapter included: for benchmarks
+    and estimates, which need no trained weights."""
+    for module in model.modules():
+        for name, parameter in list(module._parameters.items()):
+            if parameter is not None:
+                drawn = torch.empty(parameter.shape, dtype=parameter.dtype, device=device)
+                module._parameters[name] = nn.Parameter(
+                    drawn.normal_(0.0, std), requires_grad=parameter.requires_grad
+                )
+    config: Any = model.config
+    with torch.device(device):
+        model.rope = type(model.rope)(
+            config.attention_head_dim, config.patch_size, config.rope_max_seq_len
+        )
 
 
 def load_transformer(model: str, dtype: torch.dtype) -> WanTransformer3DModel:

@@ -77,15 +77,10 @@ def shard_transformer(
     # Wan returns a view; nothing here changes it in place.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     policy = MixedPrecisionPolicy(reduce_dtype=torch.float32)
-    blocks = getattr(transformer, "blocks", None)
-    if not isinstance(blocks, nn.ModuleList) or len(blocks) == 0:
-        raise ValueError(
-            f"{type(transformer).__name__} has no `blocks`; FSDP shards a transformer by its blocks"
-        )
-    units = [*blocks, transformer]
-    for unit in units:
-        if activation_checkpointing and unit is not transformer:
-            _checkpoint_forward(unit)
+    blocks = _blocks(transformer)
+    if activation_checkpointing:
+        checkpoint_blocks(transformer)
+    for unit in (*blocks, transformer):
         fully_shard(unit, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
         # Losses are normalised over all ranks, so that gradients are summed, never averaged.
         unit.set_gradient_divide_factor(1.0)
@@ -97,9 +92,24 @@ def shard_transformer(
         unit.reshard()
 
 
+def checkpoint_blocks(transformer: nn.Module) -> None:
+    """Let every block keep its input alone and recompute the rest in its backward pass."""
+    for block in _blocks(transformer):
+        _checkpoint_forward(block)
+
+
+def _blocks(transformer: nn.Module) -> nn.ModuleList:
+    blocks = getattr(transformer, "blocks", None)
+    if not isinstance(blocks, nn.ModuleList) or len(blocks) == 0:
+        raise ValueError(
+            f"{type(transformer).__name__} has no `blocks`; FSDP shards a transformer by its blocks"
+        )
+    return blocks
+
+
 def _checkpoint_forward(block: nn.Module) -> None:
-    """Recompute a block in its backward pass. Replacing `forward`, rather than wrapping the module,
-    keeps the parameter names and lets FSDP's hooks run outside of the recomputation."""
+    """Replacing `forward`, rather than wrapping the module, keeps the parameter names and lets
+    FSDP's hooks run outside of the recomputation."""
     forward = block.forward
 
     @functools.wraps(forward)

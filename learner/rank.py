@@ -205,6 +205,7 @@ class LearnerRank:
         """
         started = time.perf_counter()
         shipped = self._require_shipped(groups, plan, trajectories)
+        self._policy.prepare([trajectory.meta.prompt_text for trajectory in trajectories])
         reason = non_finite_reward(groups) or (
             "" if any(plan.updates) else "all rewards of every group are equal: no gradient"
         )
