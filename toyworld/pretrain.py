@@ -4,9 +4,11 @@ Renders clips, trains the VAE, encodes the clips, trains transformer and text en
 writes a WanPipeline. Stages can be run one at a time and resume from their states in `--work`.
 
 The shipped model took 27 + 35 minutes on one core of an AMD EPYC (3 minutes of rendering before,
-2 of encoding between them), after which `python -m benchmarks.toyworld` is its gate:
-`OMP_NUM_THREADS=1 taskset -c 0 python -m toyworld.pretrain --threads 1`. Beside other work one
-pinned thread is faster than two: OpenMP threads that wait for a core spin, and a step took 22 s.
+2 of encoding between them), then 40 more for the transformer on as many other clips:
+`OMP_NUM_THREADS=1 taskset -c 0 python -m toyworld.pretrain --threads 1`, then with
+`--stage transformer --start toyworld/model --seed 2 --transformer-minutes 40 --work OTHER_FOLDER`.
+`python -m benchmarks.toyworld` is its gate. Beside other work one pinned thread is faster than two:
+OpenMP threads that wait for a core spin, and a step took 22 s.
 """
 
 from __future__ import annotations
