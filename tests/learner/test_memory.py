@@ -7,20 +7,26 @@ of 81 frames. Not covered: what CUDA kernels and its allocator hold beyond tenso
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.distributed._tools.fake_collectives  # fake tensors pass through collectives
 from diffusers import AutoencoderKLWan
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import DTensor
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from actors import wan
 from actors.config import PolicyConfig, RolloutConfig
-from actors.lora import add_lora, lora_parameters
+from actors.lora import add_lora
 from actors.policy import velocity
 from actors.sde import gaussian_kl, log_prob
 from actors.wan_shape import VAE_PARAMETERS, WAN21_1_3B, WAN21_14B, WanShape, decoder_bytes
 from learner.config import LearnerConfig
-from learner.fsdp import checkpoint_blocks
+from learner.fsdp import checkpoint_blocks, shard_transformer
 from learner.grpo import surrogate
 from learner.memory import learner_memory, rollout_memory
 from tests.learner.peak import LivePeak
@@ -55,16 +61,26 @@ def _rollout_peak(shape: WanShape, clips: int) -> int:
     return tracker.peak
 
 
-def _learner_peak(shape: WanShape, clips: int, recompute: bool = True) -> int:
-    """Reference pass, policy pass, loss, backward and what AdamW and the average hold."""
+def _learner_peak(
+    shape: WanShape, clips: int, recompute: bool = True, mesh: DeviceMesh | None = None
+) -> int:
+    """Reference pass, policy pass, loss, backward and what AdamW and the average hold; sharded
+    over `mesh`, or whole."""
     model = _fake_transformer(shape)
-    if recompute:
+    if recompute and mesh is None:
         checkpoint_blocks(model)
     with FakeTensorMode():
         wan.materialise(model, torch.device("cpu"))
-        lora = lora_parameters(model)
-        moments = [torch.zeros_like(p) for p in lora.values() for _ in range(3)]
-        held = itertools.chain(model.parameters(), model.buffers(), moments)
+        if mesh is not None:
+            shard_transformer(model, mesh, recompute)
+        parameters = [p.to_local() if isinstance(p, DTensor) else p for p in model.parameters()]
+        trained = [
+            p
+            for p, whole in zip(parameters, model.parameters(), strict=True)
+            if whole.requires_grad
+        ]
+        moments = [torch.zeros_like(p) for p in trained for _ in range(3)]
+        held = itertools.chain(parameters, model.buffers(), moments)
         with LivePeak(held) as tracker:
             latents, cond, uncond = _inputs(clips)
             sigma = torch.full((clips,), 0.9)
@@ -89,13 +105,42 @@ def _mean(latents: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
 @pytest.mark.slow
 @pytest.mark.parametrize("size", SIZES)
 def test_learner_estimate_is_the_live_peak(size: str) -> None:
-    """One rank, micro-batch 1, guidance, checkpointing. FSDP's gathered copies are arithmetic."""
+    """Not sharded: micro-batch 1, guidance, checkpointing, without FSDP's gathered copies."""
     config = LearnerConfig(ranks=1)
     estimate = learner_memory(POLICY, ROLLOUT, config, SIZES[size])
     assert estimate.worst_stage == "forward and backward"
     gathered = _gathered(SIZES[size])
     measured = _learner_peak(SIZES[size], clips=1)
     assert estimate.peak - gathered == pytest.approx(measured, rel=TOLERANCE)
+
+
+@pytest.fixture
+def eight_ranks() -> Iterator[DeviceMesh]:
+    """A process group of eight that moves nothing; this process is its first rank."""
+    dist.init_process_group("fake", rank=0, world_size=8, store=FakeStore())
+    yield init_device_mesh("cpu", (8,), mesh_dim_names=("shard",))
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "shape",
+    [
+        WanShape(heads=40, head_dim=128, ffn_dim=13824, layers=6),
+        pytest.param(WAN21_1_3B, marks=pytest.mark.hand),
+        pytest.param(WAN21_14B, marks=pytest.mark.hand),
+    ],
+    ids=["14B cut to 6 blocks", "1.3B", "14B"],
+)
+def test_learner_estimate_is_the_live_peak_of_a_sharded_rank(
+    shape: WanShape, eight_ranks: DeviceMesh
+) -> None:
+    """One of eight ranks: its shards, the gathered blocks as FSDP holds and frees them, and all."""
+    estimate = learner_memory(POLICY, ROLLOUT, LearnerConfig(ranks=8), shape)
+    used = sum(estimate.resident.values()) + estimate.transient["forward and backward"]
+    measured = _learner_peak(shape, clips=1, mesh=eight_ranks)
+    print(f"estimate {used / 1e9:.2f} GB, live peak {measured / 1e9:.2f} GB")
+    assert used == pytest.approx(measured, rel=TOLERANCE)
 
 
 def test_learner_estimate_follows_batch_and_checkpointing() -> None:
