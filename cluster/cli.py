@@ -17,6 +17,7 @@ from cluster.config import (
     preset_names,
     to_json,
 )
+from cluster.prompts_cli import add_prompts_command
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -102,6 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--run", metavar="DIR", help="directory of the run (default: a new one)")
     demo.set_defaults(command=_demo)
     add_camera_command(commands)
+    add_prompts_command(commands)
     return parser
 
 

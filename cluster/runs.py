@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -24,13 +24,13 @@ OpenWorkers: TypeAlias = "Callable[[RunConfig], AbstractContextManager[Workers]]
 """Brings a run's workers up, and down again when its block ends."""
 
 
-def check_before_start(config: RunConfig) -> dict[str, tuple[Prompt, ...]]:
+def check_before_start(config: RunConfig) -> dict[str, Sequence[Prompt]]:
     """Read and write everything that a wrong path would break later; the prompts of each split.
 
     Raises ConfigError in one sentence, before torch is imported or a worker exists.
     """
     resolve_model(config.policy.model)
-    prompts = {}
+    prompts: dict[str, Sequence[Prompt]] = {}
     for split in ("train", "dynamic", "test"):
         source = getattr(config.prompts, split)
         try:

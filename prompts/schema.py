@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,9 @@ from prompts.motions import Motion, detect_motions
 
 Poses = tuple[tuple[tuple[float, ...], ...], ...]
 """Camera-to-world matrices [F, 4, 4] as they stand in a prompt file."""
+
+MAX_WORDS = 400
+"""Longest prompt: what fits into the 512 tokens that Wan's text encoder reads."""
 
 
 class Prompt(BaseModel):
@@ -29,18 +33,30 @@ class Prompt(BaseModel):
     motions: tuple[Motion, ...]
     """Camera motions in order; always what `detect_motions` finds in `text`."""
     taxonomy: str = "unspecified"
-    """Class of the camera command, for stratified reports (for example "single", "composite")."""
+    """Class of the camera command, for stratified reports (see `prompts.taxonomy`)."""
     domain: str = "unspecified"
-    """Kind of scene (for example "toyworld")."""
+    """Kind of scene (for example "Natural Landscapes" or "toyworld")."""
     is_dynamic: bool = False
     """Whether things in the scene are meant to move: such prompts serve the dynamic phase."""
     source: str = "unspecified"
-    """Where the text comes from."""
+    """Where the text comes from: "grammar/canyon" is the scene type `canyon` of the generator."""
     seed: int = Field(0, ge=0)
     """Seed of the generator that wrote the text, or 0."""
     c2w: Poses | None = Field(None, exclude_if=lambda value: value is None)
     """A hand-given camera path [F, 4, 4] in place of the one that the motions name; one camera per
     frame of the rollout. `prompts.camera.read_path` reads one from a JSON file."""
+
+    @field_validator("id", "text")
+    @classmethod
+    def _is_plain_text(cls, value: str) -> str:
+        if not value.strip():
+            raise ValueError("is blank; allowed: text with at least one word")
+        controls = [c for c in value if unicodedata.category(c) == "Cc"]
+        if controls:
+            raise ValueError(f"holds the control character {controls[0]!r}; allowed: plain text")
+        if len(value.split()) > MAX_WORDS:
+            raise ValueError(f"has {len(value.split())} words; allowed: at most {MAX_WORDS}")
+        return value
 
     @field_validator("c2w")
     @classmethod
