@@ -65,7 +65,9 @@ def test_a_bad_line_is_one_sentence_with_file_and_line(
 def test_missing_and_unknown_and_empty_sets_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="cannot be read"):
         load_prompts(tmp_path / "nothing.jsonl")
-    with pytest.raises(ValueError, match=r"'toy_tran' is unknown; allowed: .*toy_dynamic, toy_test"):
+    with pytest.raises(
+        ValueError, match=r"'toy_tran' is unknown; allowed: .*toy_dynamic, toy_test"
+    ):
         load_prompts("toy_tran")
     (tmp_path / "empty.jsonl").write_text("\n")
     with pytest.raises(ValueError, match="holds no prompts"):
