@@ -67,6 +67,8 @@ class GroupRecord:
     request: RolloutRequest
     rollout: GroupRollout
     scores: list[SampleScores]
+    kept: bool = False
+    """Whether its reconstructions were asked for, to be kept for people."""
 
 
 @dataclass(slots=True)
@@ -95,8 +97,9 @@ class Collector:
         self.rewards = rewards
         self.config = config
 
-    async def collect(self, phase: Phase, weights: Published) -> Batch:
-        """Roll out and score `groups_per_step` groups that can train.
+    async def collect(self, phase: Phase, weights: Published, keep: int = 0) -> Batch:
+        """Roll out and score `groups_per_step` groups that can train; the first `keep` of them
+        with what people want to see.
 
         Groups run at once, as far as the pools have workers; a rejected group is replaced by a new
         serial number. Raises NoProgressError, DeliveryError, WorkerLost.
@@ -107,16 +110,16 @@ class Collector:
         started = time.perf_counter()
         clock = {"first_video": 0.0, "last_video": 0.0, "last_score": 0.0}
 
-        async def produce(request: RolloutRequest) -> None:
+        async def produce(request: RolloutRequest, kept: bool) -> None:
             while True:
                 rollout = await self.rollouts.rollout(request, weights)
                 clock["last_video"] = time.perf_counter() - started
                 clock["first_video"] = clock["first_video"] or clock["last_video"]
                 scores = await asyncio.gather(
-                    *(self.rewards.score(v, request.prompt, phase) for v in rollout.videos)
+                    *(self.rewards.score(v, request.prompt, phase, kept) for v in rollout.videos)
                 )
                 clock["last_score"] = time.perf_counter() - started
-                records[request.group] = GroupRecord(request, rollout, list(scores))
+                records[request.group] = GroupRecord(request, rollout, list(scores), kept)
                 decision = decide_group(
                     request.group,
                     request.prompt.id,
@@ -129,7 +132,9 @@ class Collector:
                 again = decision.verdict == "too_few_scored"
                 request = self.source.issue(request.prompt) if again else self.source.draw(phase)
 
-        await gather_or_cancel([produce(self.source.draw(phase)) for _ in range(wanted)])
+        await gather_or_cancel(
+            [produce(self.source.draw(phase), index < keep) for index in range(wanted)]
+        )
         groups = buffer.take()
         return Batch(
             groups=groups,

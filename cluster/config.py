@@ -29,7 +29,15 @@ LOOPBACK = "127.0.0.2" if sys.platform == "linux" else "127.0.0.1"
 """Where a Ray of this machine listens: Ray replaces 127.0.0.1 by the machine's outward address,
 and leaves the rest of 127/8 alone."""
 
-_FREE_TO_CHANGE = ("run", "steps", "checkpoint.", "eval.", "metrics.", "placement.")
+_FREE_TO_CHANGE = (
+    "run",
+    "steps",
+    "checkpoint.",
+    "eval.",
+    "metrics.",
+    "placement.",
+    "rewards.artifacts.",
+)
 _WORKER_COUNTS = re.compile(r"\.(workers|ranks|min_workers|max_workers|cpus\w*|gpus\w*)$")
 
 

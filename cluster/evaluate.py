@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import av
 import numpy as np
 from numpy.typing import NDArray
 
@@ -18,12 +16,12 @@ from cluster.config import RunConfig
 from cluster.metrics import MetricsLog, mean_spread
 from cluster.pools import Published, SampleScores, Workers
 from cluster.storage import RunFolder, has_evaluation, samples_folder
+from cluster.video import encode_mp4
 from prompts.schema import Prompt
 from rewards.scoring import combine
 
 SHOWN_RAW = ("psnr", "content", "sharpness", "motion")
 """Measurements compared beside the reward: what a reward hacker would sacrifice."""
-VIDEO_FPS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,24 +209,3 @@ def gains_table(gains: Sequence[Gain], first: str = "before", last: str = "after
         )
     pairs = gains[0].pairs if gains else 0
     return "\n".join([*lines, f"{pairs} held-out (prompt, noise) pairs, sampled by the ODE"])
-
-
-def encode_mp4(video: NDArray[np.uint8]) -> bytes:
-    """H.264 bytes of a uint8 [F, H, W, 3] video with even sides."""
-    buffer = io.BytesIO()
-    with av.open(buffer, "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=VIDEO_FPS, options={"crf": "12"})
-        stream.height, stream.width = video.shape[1:3]
-        stream.pix_fmt = "yuv420p"
-        stream.thread_count = 1
-        for frame in video:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode())
-    return buffer.getvalue()
-
-
-def decode_mp4(data: bytes) -> NDArray[np.uint8]:
-    """Frames of an mp4 file as uint8 [F, H, W, 3]."""
-    with av.open(io.BytesIO(data), "r") as container:
-        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
-    return np.stack(frames)

@@ -27,6 +27,7 @@ import asyncio
 import time
 from dataclasses import dataclass
 
+from cluster.artifacts import groups_to_keep, keep_groups
 from cluster.checkpoint import CheckpointStore, RunState
 from cluster.collect import Batch, Collector, RequestSource
 from cluster.config import RunConfig, RunStopped, fingerprint
@@ -35,7 +36,7 @@ from cluster.metrics import MetricsLog, step_row
 from cluster.pools import Published, Workers
 from cluster.startup import prove_run
 from learner.rank import StepReport
-from learner.schedule import phase_of
+from learner.schedule import Phase, phase_of
 
 MAX_BAD_UPDATES = 3
 """Skipped (non-finite) updates in a row that stop a run."""
@@ -68,12 +69,14 @@ class Trainer:
         while state.step < self.config.steps:
             started = time.perf_counter()
             phase = phase_of(state.step, self.config.schedule)
-            batch = await collector.collect(phase, weights)
+            keep = groups_to_keep(self.config.rewards.artifacts, state.step, self.config.steps)
+            batch = await collector.collect(phase, weights, keep)
             report = await self._update(state.step, batch)
             weights = await self._publish(state.step + 1, state.lineage)
             state = self._advance(state, weights, report)
             await self._save_if_due(state)
             self.metrics.write(step_row(phase, batch, report, time.perf_counter() - started))
+            await self._keep(report.step, phase, batch)
             await self._evaluate_if_due(state.step, weights)
         return state
 
@@ -87,6 +90,10 @@ class Trainer:
         report = await self.workers.learner.step(step, batch.groups, batch.trajectories)
         batch.seconds["learner"] = time.perf_counter() - started
         return report
+
+    async def _keep(self, step: int, phase: Phase, batch: Batch) -> None:
+        pool, folder = self.workers.rollouts.pool, self.metrics.folder
+        await keep_groups(folder, pool, step, phase, batch, self.config.learner)
 
     async def _publish(self, step: int, lineage: str) -> Published:
         return await self.workers.learner.publish(step, lineage)

@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from cluster.evaluate import EvalSample, decode_mp4, load_evaluation
+from cluster.evaluate import EvalSample, load_evaluation
 from cluster.storage import RunFolder, samples_folder
+from cluster.video import decode_mp4
 
 SHEET_NAME = "before_after.png"
 ROW_PROMPTS = 8

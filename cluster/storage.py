@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import uuid
+from fnmatch import fnmatch
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -42,6 +43,16 @@ class RunFolder:
     def exists(self, name: str) -> bool:
         """Whether a file is there."""
         return bool(self.fs.exists(self.path(name)))
+
+    def find(self, below: str, pattern: str) -> list[str]:
+        """Names of all files below a folder whose own name matches a glob pattern, sorted."""
+        self.fs.invalidate_cache()
+        try:
+            found = self.fs.find(self.path(below))
+        except FileNotFoundError:
+            return []
+        start = len(self.root.rstrip("/")) + 1
+        return sorted(n[start:] for n in found if fnmatch(n.rpartition("/")[2], pattern))
 
     def read_text(self, name: str) -> str:
         """Whole file as UTF-8."""

@@ -106,6 +106,18 @@ class PerceptualConfig(BaseModel):
     """`multiscale`: structure, gradients and colours at several scales, without weights."""
 
 
+class ArtifactsConfig(BaseModel):
+    """Groups whose videos, reconstructions and scores are kept for the report; changes no bit of
+    what is trained."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    every: int = Field(default=0, ge=0, le=10**9)
+    """Steps between steps that keep groups, besides the first, the middle and the last; 0: none."""
+    keep: int = Field(default=2, ge=0, le=4096)
+    """Groups kept of each such step; 0 keeps nothing."""
+
+
 class RewardConfig(BaseModel):
     """R = S_recon + S_traj + S_meta + lambda · R_gen (paper section 3.3; method section 3)."""
 
@@ -129,3 +141,5 @@ class RewardConfig(BaseModel):
     """R_gen."""
     perceptual: PerceptualConfig = PerceptualConfig()
     """Distance inside S_recon."""
+    artifacts: ArtifactsConfig = ArtifactsConfig()
+    """Groups that the report shows."""

@@ -59,6 +59,10 @@ class Artifacts:
     """[F, 4, 4] relative to the first camera, in median scene depths."""
     requested_c2w: F64 | None
     """[F, 4, 4] of the same frames, in scene depths; None where the prompt names no motion."""
+    scale: float
+    """Factor on the estimated translations that S_traj fitted; 1 where none was."""
+    meta_view: U8
+    """[H, W, 3] the unseen view that the judge is shown."""
 
 
 class ReconstructionWorker:
@@ -133,16 +137,18 @@ class ReconstructionWorker:
             "motion": found.motion_px,
             "gaussians": float(len(found.gaussians)),
         }
-        c2w = invert_pose(found.w2c)
+        c2w, scale = invert_pose(found.w2c), 1.0
         if requested is not None:
             requested = requested[found.frames]
             traj = trajectory_score(requested, c2w, found.median_depth, self.config.variant)
-            parts["traj"] = traj.score
+            parts["traj"], scale = traj.score, traj.scale
             raw["rotation_error_deg"] = traj.rotation_error_deg
             raw["translation_error"] = traj.translation_error
             notes = notes + traj.notes
         meta_view = self._meta_view(found, c2w)
-        artifacts = self._artifacts(found, c2w, requested) if keep_artifacts else None
+        artifacts = (
+            self._artifacts(found, c2w, requested, scale, meta_view) if keep_artifacts else None
+        )
         return Score("reconstruction", parts, raw, self.scorer, notes), meta_view, artifacts
 
     def _untextured(
@@ -183,10 +189,17 @@ class ReconstructionWorker:
             )
         return to_uint8(rgb[0].permute(1, 2, 0).numpy())
 
-    def _artifacts(self, found: Reconstruction, c2w: F64, requested: F64 | None) -> Artifacts:
+    def _artifacts(
+        self,
+        found: Reconstruction,
+        c2w: F64,
+        requested: F64 | None,
+        scale: float,
+        meta_view: U8,
+    ) -> Artifacts:
         estimated = invert_pose(c2w[0]) @ c2w
         estimated[:, :3, 3] /= found.median_depth
-        return Artifacts(to_uint8(found.rerender), estimated, requested)
+        return Artifacts(to_uint8(found.rerender), estimated, requested, scale, meta_view)
 
 
 class JudgeWorker:

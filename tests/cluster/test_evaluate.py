@@ -14,14 +14,13 @@ from cluster.config import ConfigError
 from cluster.evaluate import (
     EvalSample,
     bootstrap_lower,
-    decode_mp4,
-    encode_mp4,
     gains_table,
     load_evaluation,
     paired_gains,
 )
 from cluster.report import SHEET_NAME, write_sheet
 from cluster.storage import RunFolder
+from cluster.video import decode_mp4, encode_mp4
 
 
 def sample(index: int, total: float, **raw: float) -> EvalSample:

@@ -1,0 +1,85 @@
+"""What a run keeps for its report: which groups, which files, and that keeping changes no bit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cluster.artifacts import KeptGroup, groups_to_keep, load_groups
+from cluster.config import RunConfig
+from cluster.runs import in_this_process, run_training
+from cluster.storage import RunFolder
+from cluster.video import decode_mp4
+from rewards.config import ArtifactsConfig
+
+
+def test_first_middle_and_last_step_keep_groups() -> None:
+    policy = ArtifactsConfig(keep=2)
+    assert [step for step in range(9) if groups_to_keep(policy, step, 9)] == [0, 4, 8]
+    assert [step for step in range(2) if groups_to_keep(policy, step, 2)] == [0, 1]
+    often = ArtifactsConfig(keep=1, every=3)
+    assert [step for step in range(9) if groups_to_keep(often, step, 9)] == [0, 3, 4, 6, 8]
+    assert not any(groups_to_keep(ArtifactsConfig(keep=0, every=1), step, 9) for step in range(9))
+
+
+def train(config: RunConfig) -> str:
+    return run_training(config, in_this_process, say=lambda _: None).weights_checksum
+
+
+def rows(config: RunConfig) -> list[dict]:  # type: ignore[type-arg]
+    """Rows of metrics.jsonl without their clocks."""
+    text = (Path(config.run) / "metrics.jsonl").read_text()
+    clocks = {"time", "seconds", "clocks"}
+    return [
+        {key: value for key, value in json.loads(line).items() if key not in clocks}
+        for line in text.splitlines()
+    ]
+
+
+@pytest.mark.slow
+def test_kept_groups_are_whole_and_change_no_bit_of_the_run(
+    smallest: Callable[..., RunConfig],
+) -> None:
+    with_pictures = smallest("rewards.artifacts.keep=1", name="kept")
+    without = smallest("rewards.artifacts.keep=0", name="bare")
+    assert train(with_pictures) == train(without)
+    assert rows(with_pictures) == rows(without)
+    assert load_groups(RunFolder(without.run)) == []
+    groups = load_groups(RunFolder(with_pictures.run))
+    assert [(group.step, group.phase, len(group.members)) for group in groups] == [
+        (0, "main", 2),
+        (1, "main", 2),
+        (2, "dynamic", 2),
+    ]
+    for group in groups:
+        require_whole(group, Path(with_pictures.run), with_pictures.rollout.frames)
+
+
+def require_whole(group: KeptGroup, run: Path, frames: int) -> None:
+    base = run / f"artifacts/step_{group.step:06d}"
+    values = [member.advantage for member in group.members]
+    rewards = [member.reward for member in group.members]
+    # Two members: advantages of equal size, the better one's positive.
+    assert values[0] == pytest.approx(-values[1])
+    assert (values[0] > 0) == (rewards[0] > rewards[1])
+    for member in group.members:
+        assert decode_mp4((base / member.video).read_bytes()).shape == (frames, 64, 96, 3)
+        if group.phase == "dynamic":
+            assert member.rerender is member.meta_view is member.recovered_c2w is None
+            assert set(member.parts) == {"gen"}
+            continue
+        assert member.reward == pytest.approx(sum(member.parts.values()))
+        assert decode_mp4((base / str(member.rerender)).read_bytes()).shape[0] == frames
+        assert Image.open(base / str(member.meta_view)).size == (96, 64)
+        recovered = np.array(member.recovered_c2w)
+        assert recovered.shape == np.array(group.requested_c2w).shape == (frames, 4, 4)
+        np.testing.assert_allclose(recovered[0], np.eye(4), atol=1e-9)
+        turned = recovered[:, :3, :3]
+        np.testing.assert_allclose(
+            turned @ turned.swapaxes(1, 2), np.broadcast_to(np.eye(3), turned.shape), atol=1e-6
+        )
