@@ -133,12 +133,15 @@ class Writer:
         chosen = self.choose(f"{scene.type.name}.{key}", scene.type.clauses[key], fits)
         return self.spell(chosen.text)
 
-    def shape(self, *path: str) -> str:
-        """A sentence shape of sentences.toml, for example shape("depth", "shapes")."""
+    def shape(self, *path: str, without: Sequence[str] = ()) -> str:
+        """A sentence shape of sentences.toml, for example shape("depth", "shapes"), that holds none
+        of `without`."""
         table: Any = sentence_shapes()
         for key in path:
             table = table[key]
-        return self.choose("/".join(path), table)
+        return self.choose(
+            "/".join(path), table, lambda shape: not any(part in shape for part in without)
+        )
 
     @staticmethod
     def _seen(place: str, layers: Mapping[str, Layer]) -> str:
@@ -156,7 +159,9 @@ def camera_phrase(writer: Writer, table: str, command: Sequence[str]) -> str:
 
 def discovery(writer: Writer, scene: Scene, command: Sequence[str]) -> str:
     """What the camera finds along its way, as one clause per motion phrase, without a full stop."""
-    parts = [_found(writer, scene, phrase) for phrase in command[:2]]
+    parts = [_found(writer, scene, command[0])]
+    if len(command) > 1:
+        parts.append(_found(writer, scene, command[1], _out_of_view(command[0])))
     if len(parts) == 1:
         return parts[0]
     text = f"{parts[0]}; {writer.shape('discovery', 'second')}{parts[1]}"
@@ -174,14 +179,21 @@ def _sided(shape: str, phrase: str) -> str:
     return shape.replace("<side>", side).replace("<other>", other)
 
 
-def _found(writer: Writer, scene: Scene, phrase: str) -> str:
+def _out_of_view(phrase: str) -> tuple[str, ...]:
+    """Layers that a motion leaves behind: what follows it may not speak of them."""
+    if phrase == "push in":
+        return ("{near",)
+    return ("{near", "{mid", "{far") if phrase.startswith("pan") else ()
+
+
+def _found(writer: Writer, scene: Scene, phrase: str, gone: Sequence[str] = ()) -> str:
     verb, _, side = phrase.partition(" ")
     key = phrase if side not in ("left", "right") else f"{verb} left"
     if phrase in COMPOSITES:
         text = writer.shape("discovery", "pull left")
         finds = {f: writer.clause(scene, f) for f in ("outward", "aside")}
     else:
-        text = writer.shape("discovery", key)
+        text = writer.shape("discovery", key, without=gone)
         find = _FIND_OF[phrase if phrase in _FIND_OF else verb]
         finds = {find: writer.clause(scene, find)}
     return fill(_sided(text, phrase), scene, finds)

@@ -11,7 +11,16 @@ import pytest
 from prompts import generator
 from prompts.dataset import load_prompts
 from prompts.generator import DOMAINS, SetPlan, build_sets, write_sets
-from prompts.generator_text import NoChoice, Scene, Writer, camera_phrase, fill, finish, predicated
+from prompts.generator_text import (
+    NoChoice,
+    Scene,
+    Writer,
+    camera_phrase,
+    discovery,
+    fill,
+    finish,
+    predicated,
+)
 from prompts.generator_words import LAYERS, Layer, is_plural, scene_types
 from prompts.motions import PRIMITIVES, detect_motions
 from prompts.taxonomy import COMMANDS, TAXONOMIES, taxonomy_of
@@ -195,3 +204,13 @@ def test_a_quarter_of_the_training_prompts_is_short() -> None:
     counts = [len(words(p.text)) for p in load_prompts("train")]
     assert sum(n < 60 for n in counts) == 750
     assert all(n <= 45 or 60 <= n <= 120 for n in counts)
+
+
+def test_what_a_pan_left_behind_is_not_spoken_of_again(scene: Scene) -> None:
+    writer = Writer(random.Random(0))
+    for _ in range(40):
+        text = discovery(writer, scene, ("pan left", "push in"))
+        second = text.rpartition("; ")[2]
+        assert not any(layer.ref in second for layer in scene.layers.values())
+        text = discovery(writer, scene, ("push in", "orbit left"))
+        assert scene.layers["near"].ref not in text.rpartition("; ")[2]
