@@ -36,8 +36,11 @@ def machine() -> dict[str, Any]:
     }
 
 
-def write(path: Path, result: Result) -> None:
-    """Write a result as JSON; rows of other runs in an existing file stay, by their "run"."""
+def write(path: Path, result: Result) -> list[dict[str, Any]]:
+    """Write a result as JSON; rows of other runs in an existing file stay, by their "run".
+
+    Returns all rows of the file.
+    """
     rows = {str(row.get("run", index)): row for index, row in enumerate(result.rows)}
     if path.exists():
         old = json.loads(path.read_text())["rows"]
@@ -45,6 +48,7 @@ def write(path: Path, result: Result) -> None:
     merged = Result(result.benchmark, result.machine, list(rows.values()))
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(asdict(merged), indent=1) + "\n")
+    return merged.rows
 
 
 def _processor() -> str:
