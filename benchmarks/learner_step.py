@@ -1,0 +1,254 @@
+"""What the learner costs beyond its mathematics: `python -m benchmarks.learner_step`.
+
+One `LearnerRank.step` (FSDP2, checkpointing as configured) against the same forward passes, loss
+and backward in one plain process without any wrapper, on the toy world's transformer, in turn; CPU
+seconds per trajectory and window step. `--ranks 2` takes the step on two ranks over gloo in
+processes of their own and reports wall seconds as well, for an idle machine. Also: the gap between
+the rollout's and the learner's log-densities per window step, in float32 and bfloat16.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import multiprocessing
+
+from actors.config import PolicyConfig, RolloutConfig
+from actors.lora import lora_parameters
+from actors.policy import Policy
+from actors.sde import gaussian_kl, log_prob, step_moments
+from actors.trajectory import RolloutRequest, Trajectory, WeightsVersion, weights_checksum
+from actors.worker import RolloutWorker
+from benchmarks.results import Result, machine, write
+from cluster.config import load, resolve_model
+from learner.batch import RankPlan, ScoredGroup, plan_batch
+from learner.config import LearnerConfig
+from learner.fsdp import checkpoint_blocks
+from learner.grpo import surrogate
+from learner.rank import LearnerRank
+from prompts.config import CameraConfig
+from prompts.schema import Prompt
+
+LEAST_THROUGHPUT = 0.95
+SIZES = {
+    "toy, 72 tokens, micro-batch 16": (64, 96, 9, 16),
+    "480 tokens, micro-batch 4": (128, 192, 17, 4),
+}
+
+
+def toy_policy(dtype: str = "float32") -> PolicyConfig:
+    """The toy preset's policy."""
+    base = load("toy").policy
+    return base.model_copy(update={"model": resolve_model(base.model), "dtype": dtype})
+
+
+def draw(policy: PolicyConfig, rollout: RolloutConfig) -> tuple[Trajectory, ...]:
+    """One group by the real worker, with the adapter as it is initialised."""
+    worker = RolloutWorker(policy, rollout, CameraConfig(), "cpu", 1)
+    weights = worker._policy.lora_weights()
+    version = WeightsVersion(0, "benchmark", weights_checksum(weights))
+    prompt = Prompt.from_text("p", "Camera push in. A red box on a green floor.")
+    request = RolloutRequest(0, prompt, rollout.group_size, 0, 1)
+    values = worker.rollout(request, version, weights)
+    return tuple(v for v in values if isinstance(v, Trajectory))
+
+
+def scored(count: int) -> tuple[ScoredGroup, ...]:
+    """Distinct made-up rewards."""
+    rewards = tuple(float(i * i % 11) for i in range(count))
+    return (ScoredGroup(0, "p", tuple(range(count)), rewards),)
+
+
+class Plain:
+    """The same maths without FSDP, plans, checks or metrics: what the hardware has to do."""
+
+    def __init__(
+        self, policy: PolicyConfig, rollout: RolloutConfig, learner: LearnerConfig
+    ) -> None:
+        self.policy = Policy.load(policy, "cpu", with_decoder=False)
+        self.rollout, self.learner = rollout, learner
+        self.lora = list(lora_parameters(self.policy.transformer).values())
+        self.optimizer = torch.optim.AdamW(self.lora, lr=learner.learning_rate)
+
+    def step(self, trajectories: tuple[Trajectory, ...]) -> None:
+        """One update on all trajectories at made-up advantages."""
+        size = self.learner.micro_batch
+        for start in range(0, len(trajectories), size):
+            batch = trajectories[start : start + size]
+            for w in range(self.rollout.window_size):
+                self._loss(batch, w).backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self.lora, 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def _loss(self, batch: tuple[Trajectory, ...], w: int) -> torch.Tensor:
+        i = batch[0].meta.window_start + w
+        sigmas = batch[0].sigmas
+        x = torch.stack([t.states[w] for t in batch])
+        sample = torch.stack([t.states[w + 1] for t in batch])
+        cond = self.policy.encode([t.meta.prompt_text for t in batch])
+        uncond = self.policy.encode_negative()
+
+        def moments() -> Any:
+            v = self.policy.velocity(x, sigmas[i], cond, uncond)
+            return step_moments("sde", x, v, sigmas[i], sigmas[i + 1], sigmas[1], 0.7)
+
+        with torch.no_grad(), self.policy.adapter_disabled():
+            reference = moments().mean
+        mean, std = moments()
+        output = surrogate(
+            log_prob(sample, mean, std),
+            torch.stack([t.log_probs[w] for t in batch]),
+            torch.linspace(-1, 1, len(batch)),
+            self.learner.clip_range,
+            kl=gaussian_kl(mean, reference, std),
+            beta_kl=self.learner.beta_kl,
+        )
+        return output.loss.mean()
+
+
+def measure(name: str, repeats: int, recompute: bool) -> dict[str, Any]:
+    """Median CPU seconds of a step of one rank and of the plain process, in turn."""
+    height, width, frames, micro_batch = SIZES[name]
+    rollout = RolloutConfig(
+        height=height, width=width, frames=frames, sampling_steps=10, group_size=16, window_high=4
+    )
+    config = LearnerConfig(micro_batch=micro_batch, activation_checkpointing=recompute)
+    policy = toy_policy()
+    trajectories, groups = draw(policy, rollout), scored(rollout.group_size)
+    rank = LearnerRank(0, 1, policy, config, rollout, 0, None, "cpu", 1)
+    (plan,) = plan_batch(groups, 1, micro_batch, 1)
+    plain = Plain(policy, rollout, config)
+    if recompute:
+        checkpoint_blocks(plain.policy.transformer)
+    spent: dict[str, list[float]] = {"rank": [], "plain": []}
+    gaps: list[float] = []
+    for repeat in range(repeats + 1):
+        for kind, seconds in spent.items():
+            began = time.process_time()
+            if kind == "plain":
+                plain.step(trajectories)
+            else:
+                report = _step(rank, groups, plan, trajectories)
+                gaps = gaps or [report.metrics[f"window_{w}/log_ratio_max"] for w in range(2)]
+            if repeat:
+                seconds.append(time.process_time() - began)
+    rank.close()
+    units = rollout.group_size * rollout.window_size
+    rank_s, plain_s = (statistics.median(spent[kind]) / units for kind in ("rank", "plain"))
+    return {
+        "run": f"{name}, one rank" + (", checkpointing" if recompute else ""),
+        "rank_cpu_s": round(rank_s, 5),
+        "plain_cpu_s": round(plain_s, 5),
+        "throughput_ratio": round(plain_s / rank_s, 4),
+        "log_ratio_max_by_window_step": gaps,
+    }
+
+
+def _step(
+    rank: LearnerRank, groups: tuple[ScoredGroup, ...], plan: RankPlan,
+    trajectories: tuple[Trajectory, ...],
+) -> Any:  # fmt: skip
+    return rank.step(0, groups, plan, *(trajectories[i] for i in plan.samples))
+
+
+def gap(dtype: str) -> dict[str, Any]:
+    """Largest |log p - log p_old| per window step before any update, micro-batches 1 and 16."""
+    rollout = RolloutConfig(
+        height=64, width=96, frames=9, sampling_steps=10, group_size=16, window_high=4
+    )
+    policy, groups = toy_policy(dtype), scored(16)
+    trajectories = draw(policy, rollout)
+    row: dict[str, Any] = {"run": f"log-density gap, {dtype}"}
+    for micro_batch in (1, 16):
+        config = LearnerConfig(micro_batch=micro_batch, activation_checkpointing=False)
+        rank = LearnerRank(0, 1, policy, config, rollout, 0, None, "cpu", 1)
+        (plan,) = plan_batch(groups, 1, micro_batch, 1)
+        metrics = _step(rank, groups, plan, trajectories).metrics
+        rank.close()
+        row[f"micro_batch_{micro_batch}"] = [
+            metrics[f"window_{w}/log_ratio_max"] for w in range(rollout.window_size)
+        ]
+    return row
+
+
+def on_two_ranks(name: str, repeats: int) -> dict[str, Any]:
+    """Median seconds of a step of two ranks over gloo against one, each in its own process."""
+    context = multiprocessing.get_context("spawn")
+    seconds = {}
+    for world in (1, 2):
+        answers = context.SimpleQueue()
+        with tempfile.TemporaryDirectory() as folder:
+            multiprocessing.spawn(_rank, (world, folder, name, repeats, answers), nprocs=world)
+        seconds[world] = [answers.get() for _ in range(world)]
+    wall, cpu = ({w: max(s[i] for s in seconds[w]) for w in seconds} for i in (0, 1))
+    return {
+        "run": f"{name}, two ranks against one",
+        "wall_s": {str(w): round(s, 4) for w, s in wall.items()},
+        "cpu_s_per_rank": {str(w): round(s, 4) for w, s in cpu.items()},
+        "wall_throughput_per_rank": round(wall[1] / 2 / wall[2], 4),
+        "cpu_throughput_per_rank": round(cpu[1] / 2 / cpu[2], 4),
+    }
+
+
+def _rank(rank: int, world: int, folder: str, name: str, repeats: int, answers: Any) -> None:
+    height, width, frames, micro_batch = SIZES[name]
+    rollout = RolloutConfig(
+        height=height, width=width, frames=frames, sampling_steps=10, group_size=16, window_high=4
+    )
+    policy = toy_policy()
+    config = LearnerConfig(ranks=world, micro_batch=micro_batch // 2)
+    config = config.model_copy(update={"activation_checkpointing": False})
+    trajectories, groups = draw(policy, rollout), scored(16)
+    learner = LearnerRank(
+        rank, world, policy, config, rollout, 0, f"file://{folder}/meet", "cpu", 1
+    )
+    plan = plan_batch(groups, world, config.micro_batch, 1)[rank]
+    wall, cpu = [], []
+    for _ in range(repeats + 1):
+        times = time.perf_counter(), time.process_time()
+        _step(learner, groups, plan, trajectories)
+        wall.append(time.perf_counter() - times[0])
+        cpu.append(time.process_time() - times[1])
+    learner.close()
+    answers.put((statistics.median(wall[1:]), statistics.median(cpu[1:])))
+
+
+def main() -> int:
+    """Measure, print, write the JSON; 1 when a goal is missed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--ranks", type=int, choices=[1, 2], default=1)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    repeats = 1 if options.quick else 7
+    rows: list[dict[str, Any]] = []
+    if options.ranks == 2:
+        rows += [on_two_ranks(name, repeats) for name in SIZES]
+    else:
+        rows += [measure(name, repeats, recompute=False) for name in SIZES]
+        if not options.quick:
+            rows.append(measure(list(SIZES)[1], repeats, recompute=True))
+        rows += [gap(dtype) for dtype in ("float32", "bfloat16")]
+    missed = 0
+    for row in rows:
+        print(row, flush=True)
+        ratio = row.get("throughput_ratio", row.get("wall_throughput_per_rank", 1.0))
+        if ratio < LEAST_THROUGHPUT:
+            missed += 1
+            print(f"MISSED {row['run']}: {ratio} >= {LEAST_THROUGHPUT}")
+    if options.json:
+        write(options.json, Result("learner_step", machine(), rows))
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
