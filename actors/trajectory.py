@@ -115,6 +115,8 @@ class RolloutReport:
     """Host and process of the worker."""
     seconds: Mapping[str, float]
     """Wall seconds per stage: noise, prefix, branches, decode."""
+    non_finite: tuple[int, ...] = ()
+    """Members whose states or log-probabilities are not all finite: they must not train."""
 
 
 def save_trajectory(trajectory: Trajectory, path: Path) -> None:
@@ -135,6 +137,12 @@ def load_trajectory(path: Path) -> Trajectory:
         tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     header["weights"] = WeightsVersion(**header["weights"])
     return Trajectory(meta=TrajectoryMeta(**header), **tensors)
+
+
+def is_finite(trajectory: Trajectory) -> bool:
+    """Whether every state, mean and log-probability is a number."""
+    tensors = (trajectory.states, trajectory.means, trajectory.log_probs)
+    return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
 
 
 def require_float32(trajectory: Trajectory) -> None:

@@ -23,6 +23,7 @@ from actors.trajectory import (
     Trajectory,
     TrajectoryMeta,
     WeightsVersion,
+    is_finite,
 )
 from prompts.config import CameraConfig
 from prompts.schema import Prompt
@@ -103,6 +104,9 @@ class RolloutWorker:
         seconds = dict(samples.seconds)
         with stage(seconds, "decode", self._device):
             videos = self._policy.decode(samples.latents, self._rollout.decode_batch)
+        trajectories = [
+            self._trajectory(request, member, held, samples) for member in range(request.members)
+        ]
         report = RolloutReport(
             group=request.group,
             members=request.members,
@@ -110,10 +114,8 @@ class RolloutWorker:
             weights=held,
             worker=self._name,
             seconds=seconds,
+            non_finite=tuple(i for i, drawn in enumerate(trajectories) if not is_finite(drawn)),
         )
-        trajectories = [
-            self._trajectory(request, member, held, samples) for member in range(request.members)
-        ]
         return (report, *trajectories, *_to_numpy(videos))
 
     def sample(

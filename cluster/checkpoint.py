@@ -17,12 +17,15 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from fsspec.core import url_to_fs
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cluster.config import flatten_tree
+from cluster.ledger import LedgerHead
+from cluster.versions import Lineages
+from learner.account import EMPTY_ACCOUNT
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -37,6 +40,19 @@ class IncompatibleCheckpoint(ValueError):
     """The checkpoint was written under another configuration; the message names the fields."""
 
 
+class InFlight(BaseModel):
+    """A group that was issued and has no fate."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    group: int = Field(ge=0)
+    """Serial number."""
+    phase: Literal["main", "dynamic"]
+    """`learner.schedule.Phase` that it was issued for: its prompt set and its rewards."""
+    prompt_id: str
+    """Its prompt, within the phase's set."""
+
+
 class RunState(BaseModel):
     """What a run needs to continue, besides the learner's tensors. The phase is derived from the
     step and therefore not here."""
@@ -49,12 +65,16 @@ class RunState(BaseModel):
     """Position of the prompt cursor in each split."""
     next_group: int = Field(default=0, ge=0)
     """Serial number of the next group to be issued."""
-    in_flight: tuple[tuple[int, str], ...] = ()
-    """(serial, prompt id) of groups issued but not consumed; they are issued again on resume."""
+    in_flight: tuple[InFlight, ...] = ()
+    """Groups issued but not consumed, ascending; they are issued again on resume."""
     seed: int = 0
     """The run's seed."""
-    lineage: str = ""
-    """Changes whenever the run is resumed (`WeightsVersion.lineage`)."""
+    lineages: Lineages = Lineages()
+    """The branches that led here; each resume opens one (`WeightsVersion.lineage`)."""
+    account: str = EMPTY_ACCOUNT
+    """The learner's account of what entered the weights (`learner.account`)."""
+    ledger: LedgerHead | None = None
+    """The newest file of the ledger that covers all steps so far."""
     weights_checksum: str = ""
     """`actors.trajectory.weights_checksum` of the weights saved beside it."""
     consecutive_bad_updates: int = Field(default=0, ge=0)
@@ -300,14 +320,14 @@ class CheckpointStore:
             try:
                 return call()
             except Exception as error:
-                if not _transient(error):
+                if not is_transient(error):
                     raise
                 log.warning("%s failed (%s); attempt %d", what, error, attempt)
                 time.sleep(self._backoff_s * 2 ** (attempt - 1))
         return call()
 
 
-def _transient(error: Exception) -> bool:
+def is_transient(error: Exception) -> bool:
     """Whether waiting may help: I/O errors of the system, and the S3 client's own family, which
     does not derive from OSError where the endpoint cannot be reached."""
     if isinstance(error, _PERMANENT):

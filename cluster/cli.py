@@ -18,6 +18,7 @@ from cluster.config import (
     to_json,
 )
 from cluster.prompts_cli import add_prompts_command
+from cluster.run_cli import add_run_commands
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -103,6 +104,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--run", metavar="DIR", help="directory of the run (default: a new one)")
     demo.set_defaults(command=_demo)
     add_camera_command(commands)
+    add_run_commands(commands)
     add_prompts_command(commands)
     return parser
 

@@ -1,16 +1,35 @@
-"""From a step's prompts to its batch: request groups, roll them out, score them, complete them."""
+"""From prompts to batches: request groups, roll them out, score them, complete them.
+
+The collector works on its own from one `publish` to the next: it issues as many groups as the
+buffer has room for, each rolled out with the newest weights at the moment a worker is free for it.
+With max_staleness 0 that is one batch for every published version, and nothing while it trains.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from actors.config import RolloutConfig
 from actors.trajectory import RolloutRequest
-from cluster.buffer import GroupBuffer, MemberReward, decide_group
-from cluster.pools import GroupRollout, Published, Ref, Rewards, Rollouts, SampleScores
+from cluster.buffer import GroupBuffer, MemberReward, ReadyGroup, Rejection, decide_group
+from cluster.checkpoint import InFlight
+from cluster.ledger import SampleRow, Status
+from cluster.pools import (
+    GroupRollout,
+    ObjectGone,
+    Published,
+    Ref,
+    Rewards,
+    Rollouts,
+    SampleScores,
+    WorkerLost,
+)
+from cluster.versions import Lineages
 from learner.batch import ScoredGroup
 from learner.schedule import Phase, window_start
 from prompts.dataset import prompt_at
@@ -18,8 +37,13 @@ from prompts.schema import Prompt
 from rewards.config import RewardConfig
 from rewards.scoring import combine
 
+T = TypeVar("T")
+
 SPLIT_OF_PHASE: dict[Phase, str] = {"main": "train", "dynamic": "dynamic"}
 """Prompt set that each phase draws from."""
+
+MAX_LOSSES = 3
+"""A group whose videos were lost this often, before they were scored, is dropped."""
 
 
 class RequestSource:
@@ -50,6 +74,10 @@ class RequestSource:
         """A group with a new serial number, hence new noise and a new window, on a given prompt."""
         serial = self.next_group
         self.next_group += 1
+        return self.request(serial, prompt)
+
+    def request(self, serial: int, prompt: Prompt) -> RolloutRequest:
+        """The request that a serial number stands for: always the same."""
         start = window_start(self.seed, serial, self.rollout.window_low, self.rollout.window_stop)
         return RolloutRequest(
             group=serial,
@@ -59,16 +87,68 @@ class RequestSource:
             window_start=start,
         )
 
+    def repeat(self, entry: InFlight) -> RolloutRequest:
+        """A group that was in flight when the run stopped. ValueError where its prompt is gone."""
+        for prompt in self.prompts[SPLIT_OF_PHASE[entry.phase]]:
+            if prompt.id == entry.prompt_id:
+                return self.request(entry.group, prompt)
+        raise ValueError(
+            f"group {entry.group} was in flight on prompt {entry.prompt_id!r}, which is no longer "
+            f"in the {SPLIT_OF_PHASE[entry.phase]} set"
+        )
+
 
 @dataclass(slots=True)
 class GroupRecord:
-    """One group on its way through a step; kept for metrics and pictures."""
+    """One group on its way through a step; kept for the ledger, metrics and pictures."""
 
     request: RolloutRequest
+    phase: Phase
     rollout: GroupRollout
     scores: list[SampleScores]
+    rewards: list[MemberReward]
+    rollout_s: float = 0.0
     kept: bool = False
     """Whether its reconstructions were asked for, to be kept for people."""
+
+    def rows(self, status: Status, reason: str, step: int) -> list[SampleRow]:
+        """Ledger rows of its samples under one fate; unscored ones say so in any case."""
+        rows = []
+        for member, (scores, reward) in enumerate(zip(self.scores, self.rewards, strict=True)):
+            own, why = status, reason
+            if status != "dropped" and reward.total is None:
+                own, why = "unscored", _failure_text(scores, reward)
+            version = self.rollout.published.version
+            rows.append(
+                SampleRow(
+                    group=self.request.group,
+                    member=member,
+                    prompt_id=self.request.prompt.id,
+                    phase=self.phase,
+                    seed=self.request.seed,
+                    window_start=self.request.window_start,
+                    status=own,
+                    reason=why,
+                    step=step,
+                    version_step=version.step,
+                    version_lineage=version.lineage,
+                    version_checksum=version.checksum,
+                    total=reward.total,
+                    parts=scores.parts,
+                    scorers={kind: score.scorer for kind, score in scores.scores.items()},
+                    attempts=scores.attempts,
+                    worker=self.rollout.report.worker,
+                    rollout_s=self.rollout_s,
+                    score_s=scores.seconds,
+                )
+            )
+        return rows
+
+
+def _failure_text(scores: SampleScores, reward: MemberReward) -> str:
+    if scores.failures:
+        return "; ".join(f"{f.kind}: {f.reason}" for f in scores.failures)
+    return reward.reason
 
 
 @dataclass(slots=True)
@@ -79,96 +159,278 @@ class Batch:
     trajectories: tuple[Ref, ...]
     """Refs in the order of (group, member) of `groups`."""
     records: dict[int, GroupRecord]
+    """Of the batch's groups and of those rejected since the batch before."""
     rejected: dict[str, int]
     failed_members: int
     failures: dict[str, int]
     """Reason of every scorer failure -> how often."""
+    ages: tuple[int, ...] = ()
+    """Updates between each group's weights and the step that consumes it."""
     seconds: dict[str, float] = field(default_factory=dict)
+
+    def refresh(self) -> None:
+        """Take the refs that the records hold at present."""
+        self.trajectories = _trajectories(self.groups, self.records)
+
+
+def _trajectories(
+    groups: Sequence[ScoredGroup], records: Mapping[int, GroupRecord]
+) -> tuple[Ref, ...]:
+    return tuple(
+        records[g.group].rollout.trajectories[member] for g in groups for member in g.members
+    )
 
 
 class Collector:
-    """Fills batches from the rollout and reward pools."""
+    """Keeps the rollout and reward pools at work and hands out batches."""
 
     def __init__(
-        self, source: RequestSource, rollouts: Rollouts, rewards: Rewards, config: RewardConfig
+        self,
+        source: RequestSource,
+        rollouts: Rollouts,
+        rewards: Rewards,
+        config: RewardConfig,
+        phases: Callable[[int], Sequence[Phase]],
+        max_staleness: int = 0,
+        note: Callable[[list[SampleRow]], None] = lambda rows: None,
+        keep: Callable[[int], int] = lambda step: 0,
     ) -> None:
+        """`phases(step)`: phases of that step and of those after it that groups may be issued for;
+        `note` takes the ledger rows of groups that are dropped; `keep(step)`: how many of the
+        groups issued for a step are scored with what people want to see."""
         self.source = source
         self.rollouts = rollouts
         self.rewards = rewards
         self.config = config
+        self.phases = phases
+        self.note = note
+        self.keep = keep
+        self.buffer = GroupBuffer(source.rollout.groups_per_step, max_staleness)
+        self.lineages = Lineages()
+        self._weights: Published | None = None
+        self._open: dict[int, InFlight] = {}
+        self._records: dict[int, GroupRecord] = {}
+        self._again: deque[tuple[Phase, Prompt]] = deque()
+        self._repeats: deque[InFlight] = deque()
+        self._kept: Counter[int] = Counter()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._changed = asyncio.Event()
+        self._error: BaseException | None = None
 
-    async def collect(self, phase: Phase, weights: Published, keep: int = 0) -> Batch:
-        """Roll out and score `groups_per_step` groups that can train; the first `keep` of them
-        with what people want to see.
+    @property
+    def step(self) -> int:
+        """Step of the published weights."""
+        return self._weights.version.step if self._weights else 0
 
-        Groups run at once, as far as the pools have workers; a rejected group is replaced by a new
-        serial number. Raises NoProgressError, DeliveryError, WorkerLost.
-        """
-        wanted = self.source.rollout.groups_per_step
-        buffer = GroupBuffer(wanted)
-        records: dict[int, GroupRecord] = {}
-        started = time.perf_counter()
-        clock = {"first_video": 0.0, "last_video": 0.0, "last_score": 0.0}
+    def resume(self, in_flight: Iterable[InFlight]) -> None:
+        """Issue these groups before any other, under the serial numbers that they had."""
+        self._repeats.extend(sorted(in_flight, key=lambda entry: entry.group))
 
-        async def produce(request: RolloutRequest, kept: bool) -> None:
-            while True:
-                rollout = await self.rollouts.rollout(request, weights)
-                clock["last_video"] = time.perf_counter() - started
-                clock["first_video"] = clock["first_video"] or clock["last_video"]
-                scores = await asyncio.gather(
-                    *(self.rewards.score(v, request.prompt, phase, kept) for v in rollout.videos)
-                )
-                clock["last_score"] = time.perf_counter() - started
-                records[request.group] = GroupRecord(request, rollout, list(scores), kept)
-                decision = decide_group(
-                    request.group,
-                    request.prompt.id,
-                    [self.member_reward(i, s, phase) for i, s in enumerate(scores)],
-                    self.config.weights.model_dump(),
-                    self.config.min_group_size,
-                )
-                if not buffer.add(decision):
-                    return
-                again = decision.verdict == "too_few_scored"
-                request = self.source.issue(request.prompt) if again else self.source.draw(phase)
-
-        await gather_or_cancel(
-            [produce(self.source.draw(phase), index < keep) for index in range(wanted)]
+    def restore(self, record: GroupRecord, ready: ReadyGroup) -> None:
+        """Take a group that an earlier start of the run rolled out and scored."""
+        serial = record.request.group
+        self._open[serial] = InFlight(
+            group=serial, phase=record.phase, prompt_id=record.request.prompt.id
         )
-        groups = buffer.take()
+        self._records[serial] = record
+        self.buffer.restore(ready)
+
+    def in_flight(self) -> tuple[InFlight, ...]:
+        """Groups issued that have no fate, ascending; those of a batch in training have one."""
+        waiting = [*self._open.values(), *self._repeats]
+        return tuple(sorted(waiting, key=lambda entry: entry.group))
+
+    def waiting(self) -> list[tuple[ReadyGroup, GroupRecord]]:
+        """Scored groups that no batch has taken."""
+        return [(ready, self._records[ready.group.group]) for ready in self.buffer.waiting()]
+
+    def publish(self, weights: Published, lineages: Lineages) -> None:
+        """New weights: close the batch that made them and issue groups as far as there is room."""
+        self._weights, self.lineages = weights, lineages
+        self.buffer.published()
+        self._expire()
+        self._issue()
+
+    async def batch(self, phase: Phase) -> Batch:
+        """The next batch, when it is complete. NoProgressError, DeliveryError, WorkerLost."""
+        while not self.buffer.ready(phase):
+            if self._error is not None:
+                raise self._error
+            self._changed.clear()
+            await self._changed.wait()
+        rejected = {str(reason): count for reason, count in self.buffer.rejected.items()}
+        failed = self.buffer.failed_members
+        taken = self.buffer.take(phase)
+        groups = tuple(ready.group for ready in taken)
+        serials = {group.group for group in groups}
+        own = {s: r for s, r in self._records.items() if s in serials or s not in self._open}
+        for serial in own:
+            del self._records[serial]
+        for serial in serials:
+            del self._open[serial]
         return Batch(
             groups=groups,
-            trajectories=tuple(
-                records[g.group].rollout.trajectories[member]
-                for g in groups
-                for member in g.members
-            ),
-            records=records,
-            rejected=dict(buffer.rejected),
-            failed_members=buffer.failed_members,
-            failures=count_failures(records.values()),
-            seconds={
-                "rollout": clock["last_video"],
-                "rewards": clock["last_score"] - clock["first_video"],
-            },
+            trajectories=_trajectories(groups, own),
+            records=own,
+            rejected=rejected,
+            failed_members=failed,
+            failures=count_failures(own.values()),
+            ages=tuple(self.step - ready.version.step for ready in taken),
         )
 
-    def member_reward(self, member: int, scores: SampleScores, phase: Phase) -> MemberReward:
-        """Total of one sample, or None where any scorer of the phase failed."""
+    async def close(self) -> None:
+        """Stop all work in progress."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _issue(self) -> None:
+        """Start groups while there is room and a step that wants them."""
+        while self._repeats:
+            entry = self._repeats.popleft()
+            self._begin(self.source.repeat(entry), entry.phase)
+        while self.buffer.room and (phase := self.buffer.wanted(self.phases(self.step))):
+            again = next((prompt for wanted, prompt in self._again if wanted == phase), None)
+            if again is None:
+                self._begin(self.source.draw(phase), phase)
+            else:
+                self._again.remove((phase, again))
+                self._begin(self.source.issue(again), phase)
+        self.rollouts.pool.meter.change(blocked=self.buffer.room == 0)
+
+    def _begin(self, request: RolloutRequest, phase: Phase) -> None:
+        serial = request.group
+        self.buffer.issue(serial, phase)
+        self._open[serial] = InFlight(group=serial, phase=phase, prompt_id=request.prompt.id)
+        step = self.step + (self.buffer.open - 1) // self.buffer.per_step
+        kept = self._kept[step] < self.keep(step)
+        self._kept[step] += kept
+        work = self._guarded(self._produce(request, phase, kept))
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            # Raised to whoever waits for the batch; the first one counts.
+            self._error = self._error or error
+        finally:
+            self._changed.set()
+
+    async def _produce(self, request: RolloutRequest, phase: Phase, kept: bool) -> None:
+        """One group from its request to its decision."""
+        try:
+            record = await self._roll_out_and_score(request, phase, kept)
+        except (WorkerLost, ObjectGone) as lost:
+            if isinstance(lost, WorkerLost) and not self.rollouts.pool.size:
+                raise
+            self._drop_unscored(request, phase, str(lost))
+        else:
+            self._decide(record)
+        self._issue()
+
+    async def _roll_out_and_score(
+        self, request: RolloutRequest, phase: Phase, kept: bool
+    ) -> GroupRecord:
+        for loss in range(1, MAX_LOSSES + 1):
+            started = time.perf_counter()
+            rollout = await self.rollouts.rollout(request, self._newest)
+            rollout_s = time.perf_counter() - started
+            try:
+                scores = await gather_or_cancel(
+                    [
+                        self.rewards.score(video, request.prompt, phase, kept)
+                        for video in rollout.videos
+                    ]
+                )
+            except ObjectGone:
+                if loss == MAX_LOSSES:
+                    raise
+                continue
+            bad = set(rollout.report.non_finite)
+            rewards = [self.member_reward(i, s, phase, i in bad) for i, s in enumerate(scores)]
+            return GroupRecord(request, phase, rollout, scores, rewards, rollout_s, kept)
+        raise AssertionError("unreachable")
+
+    def _newest(self) -> Published:
+        """Weights are chosen when a worker is free, not when the group is issued."""
+        assert self._weights is not None
+        return self._weights
+
+    def _decide(self, record: GroupRecord) -> None:
+        request = record.request
+        decision = decide_group(
+            request.group,
+            request.prompt.id,
+            record.rewards,
+            self.config.weights.model_dump(),
+            self.config.min_group_size,
+        )
+        self._records[request.group] = record
+        if self.buffer.add(decision, record.rollout.published.version):
+            del self._open[request.group]
+            self.note(record.rows("dropped", str(decision.verdict), self.step))
+            if decision.verdict == "too_few_scored":
+                self._again.append((record.phase, request.prompt))
+        else:
+            self._expire()
+
+    def _expire(self) -> None:
+        """Drop scored groups that have become too old; their prompts are issued again."""
+        for expired in self.buffer.expire(self.step, self.lineages):
+            serial = expired.ready.group.group
+            del self._open[serial]
+            record = self._records[serial]
+            self.note(record.rows("dropped", expired.reason, self.step))
+            self._again.append((record.phase, record.request.prompt))
+
+    def _drop_unscored(self, request: RolloutRequest, phase: Phase, why: str) -> None:
+        """A group that could not be rolled out, for want of workers that survive it."""
+        reason: Rejection = "quarantined"
+        self.buffer.reject(request.group, reason)
+        del self._open[request.group]
+        self.note(
+            [
+                SampleRow(
+                    group=request.group,
+                    member=member,
+                    prompt_id=request.prompt.id,
+                    phase=phase,
+                    seed=request.seed,
+                    window_start=request.window_start,
+                    status="dropped",
+                    reason=f"{reason}: {why}",
+                    step=self.step,
+                )
+                for member in range(request.members)
+            ]
+        )
+
+    def member_reward(
+        self, member: int, scores: SampleScores, phase: Phase, non_finite: bool = False
+    ) -> MemberReward:
+        """Total of one sample, or None where any scorer of the phase failed or it was sampled with
+        a log-probability that is no number."""
+        if non_finite:
+            return MemberReward(member, None, reason="its log-probability is not finite")
         if scores.failures:
             return MemberReward(member, None)
         total, parts = combine(scores.parts, self.config.weights, phase)
         return MemberReward(member, total, parts)
 
 
-async def gather_or_cancel(tasks: Sequence[Coroutine[None, None, None]]) -> None:
+async def gather_or_cancel(tasks: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
     """Run coroutines together; the first error cancels the rest and is raised as itself."""
     try:
         async with asyncio.TaskGroup() as group:
-            for task in tasks:
-                group.create_task(task)
+            running = [group.create_task(task) for task in tasks]
     except BaseExceptionGroup as errors:
         raise errors.exceptions[0] from None
+    return [task.result() for task in running]
 
 
 def count_failures(records: Iterable[GroupRecord]) -> dict[str, int]:

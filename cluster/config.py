@@ -36,6 +36,7 @@ _FREE_TO_CHANGE = (
     "eval.",
     "metrics.",
     "placement.",
+    "supervision.",
     "rewards.artifacts.",
 )
 _WORKER_COUNTS = re.compile(r"\.(workers|ranks|min_workers|max_workers|cpus\w*|gpus\w*)$")
@@ -58,6 +59,46 @@ class CheckpointConfig(BaseModel):
     """Steps between checkpoints; the last step always writes one."""
     keep: int = Field(default=3, ge=1, le=10**6)
     """Newest checkpoints that are kept."""
+    keep_inflight: bool = False
+    """Also save scored groups that no step has consumed, with their trajectories, so that a resumed
+    asynchronous run need not roll them out again."""
+    max_unsaved_steps: int | None = Field(default=None, ge=1, le=10**9)
+    """Training pauses rather than run further than this beyond the newest durable checkpoint, for
+    instance while the store is down; at least `every`; unset: 5 x `every`."""
+
+    @property
+    def unsaved_limit(self) -> int:
+        """The resolved `max_unsaved_steps`."""
+        return 5 * self.every if self.max_unsaved_steps is None else self.max_unsaved_steps
+
+    @model_validator(mode="after")
+    def _saves_in_time(self) -> CheckpointConfig:
+        if self.unsaved_limit < self.every:
+            raise ValueError(
+                f"checkpoint.max_unsaved_steps = {self.max_unsaved_steps} is below "
+                f"checkpoint.every = {self.every}; it must be at least as large"
+            )
+        return self
+
+
+class SupervisionConfig(BaseModel):
+    """When a worker counts as dead, and how pools grow and shrink."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_deaths: int = Field(default=3, ge=1, le=100)
+    """A sample in flight at this many deaths of workers is quarantined."""
+    rollout_timeout_s: float = Field(default=3600.0, gt=0, le=86400, allow_inf_nan=False)
+    """A rollout worker that takes longer over a group is killed and restarted."""
+    learner_timeout_s: float = Field(default=7200.0, gt=0, le=604800, allow_inf_nan=False)
+    """Learner ranks of which none answers within this are replaced; of several ranks, one that is
+    frozen shows much earlier, by `learner.timeout_s`."""
+    interval_s: float = Field(default=1.0, gt=0, le=3600, allow_inf_nan=False)
+    """Time between two decisions about the size of the reward pools."""
+    grow_wait_s: float = Field(default=2.0, gt=0, le=86400, allow_inf_nan=False)
+    """A pool grows when its queue would take longer than this, twice in a row."""
+    shrink_after_s: float = Field(default=60.0, gt=0, le=86400, allow_inf_nan=False)
+    """A pool shrinks when one worker less would have done for this long."""
 
 
 class EvalConfig(BaseModel):
@@ -102,7 +143,7 @@ class RunConfig(BaseModel):
     """Optimizer steps."""
     seed: int = Field(default=0, ge=0, lt=2**31)
     """Keys every random choice of the run."""
-    max_staleness: Literal[0] = 0
+    max_staleness: int = Field(default=0, ge=0, le=64)
     """Versions that a rollout may lag behind; 0 is synchronous and deterministic."""
     threads: int = Field(default=1, ge=1, le=256)
     """CPU threads of every worker process; part of what decides a run's bits on a CPU."""
@@ -128,6 +169,8 @@ class RunConfig(BaseModel):
     """Figures for machines."""
     placement: PlacementConfig = PlacementConfig()
     """Nodes."""
+    supervision: SupervisionConfig = SupervisionConfig()
+    """Deaths and elasticity."""
 
     @model_validator(mode="after")
     def _across(self) -> RunConfig:
@@ -199,8 +242,8 @@ def flatten_tree(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def fingerprint(config: RunConfig) -> dict[str, Any]:
     """The leaves that a resumed run may not change: everything that decides what is computed.
 
-    Where the run is stored, its length, checkpointing, evaluation, metrics and the number and size
-    of workers may differ between the first start and a resume.
+    Where the run is stored, its length, checkpointing, evaluation, metrics, supervision
+    and the number and size of workers may differ between the first start and a resume.
     """
     return {
         key: value

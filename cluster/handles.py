@@ -2,36 +2,31 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import ray
-from ray.exceptions import (
-    ActorDiedError,
-    ActorUnavailableError,
-    OwnerDiedError,
-    RayTaskError,
-)
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.worker import RolloutWorker
 from cluster.config import LOOPBACK, RunConfig, resolve_model
 from cluster.placement import PoolShape, layout, place, release
-from cluster.pools import Learner, Rewards, Rollouts, WorkerLost, Workers
+from cluster.pools import Learner, Rewards, Rollouts, Workers
+from cluster.ray_pool import RayPool, RayRanks
 from learner.rank import LearnerRank
+from learner.schedule import guard_active
 from rewards.worker import AestheticWorker, JudgeWorker, ReconstructionWorker
 
-MAX_DEATHS = 3
-"""A call that was in flight at this many worker deaths is given up."""
+ADMISSION = "known_answers"
+"""What a reward worker that joins a run must answer before it scores anything."""
 
-MAX_TASK_RETRIES = 2
-"""Ray's own retries of a call whose actor died; the actor is restarted for them."""
+LOG_BYTES, LOG_FILES = 64 << 20, 3
+"""Ray's own logs are rotated at this size, and so many old ones kept."""
 
 
 def thread_environment(threads: int) -> dict[str, str]:
@@ -46,6 +41,8 @@ def connect() -> None:
     A cluster started here listens on loopback, has no dashboard and gets Ray's own token
     authentication; for an existing one, RAY_AUTH_MODE and its token are the user's to set.
     """
+    os.environ.setdefault("RAY_ROTATION_MAX_BYTES", str(LOG_BYTES))
+    os.environ.setdefault("RAY_ROTATION_BACKUP_COUNT", str(LOG_FILES))
     if os.environ.get("RAY_ADDRESS"):
         ray.init(log_to_driver=True, logging_level=logging.WARNING)
     else:
@@ -56,165 +53,100 @@ def connect() -> None:
         )
 
 
-class RayPool:
-    """Actors of one class; a free one takes the next call."""
-
-    def __init__(self, name: str, actors: Sequence[Any]) -> None:
-        self.name = name
-        self.actors = tuple(actors)
-        self._idle: asyncio.Queue[Any] = asyncio.Queue()
-        for actor in self.actors:
-            self._idle.put_nowait(actor)
-
-    @property
-    def size(self) -> int:
-        """Actors in the pool."""
-        return len(self.actors)
-
-    async def call(
-        self, method: str, *args: Any, returns: int = 1, timeout_s: float | None = None
-    ) -> Any:
-        """See `cluster.pools.Pool.call`. A worker that is too slow is killed and restarted."""
-        for _ in range(MAX_DEATHS):
-            actor = await self._idle.get()
-            try:
-                return await asyncio.wait_for(_invoke(actor, method, args, returns), timeout_s)
-            except (ActorDiedError, ActorUnavailableError, OwnerDiedError) as error:
-                lost = error
-            except (TimeoutError, asyncio.CancelledError):
-                ray.kill(actor, no_restart=False)
-                raise
-            finally:
-                self._idle.put_nowait(actor)
-        raise WorkerLost(
-            f"{self.name}.{method} was given up: {MAX_DEATHS} workers died while they ran it; "
-            f"the last one because: {str(lost).splitlines()[0]}"
-        )
-
-    async def call_all(
-        self, method: str, arguments: Sequence[tuple[Any, ...]], returns: int = 1
-    ) -> list[Any]:
-        """See `cluster.pools.Pool.call_all`."""
-        calls = zip(self.actors, arguments, strict=True)
-        try:
-            return list(
-                await asyncio.gather(*(_invoke(actor, method, a, returns) for actor, a in calls))
-            )
-        except (ActorDiedError, ActorUnavailableError, OwnerDiedError) as error:
-            raise WorkerLost(
-                f"a {self.name} worker died in {method}: {str(error).splitlines()[0]} "
-                "Start the same command again to go on from the newest checkpoint."
-            ) from error
-
-    async def fetch(self, ref: Any) -> Any:
-        """See `cluster.pools.Pool.fetch`."""
-        return await ref
-
-
-async def _invoke(actor: Any, method: str, args: tuple[Any, ...], returns: int) -> Any:
-    refs = getattr(actor, method).options(num_returns=returns).remote(*args)
-    try:
-        if returns == 1:
-            return await refs
-        return (await refs[0], *refs[1:])
-    except RayTaskError as error:
-        # What the method raised, as under --local; the remote traceback stays attached.
-        raise error.cause from error
-
-
 @contextlib.contextmanager
 def ray_workers(config: RunConfig) -> Iterator[Workers]:
     """Spawn every pool of a run on the connected cluster; all are gone when the block ends."""
     groups = place(config)
-    spawned: list[Any] = []
+    pools: list[RayPool | RayRanks] = []
     try:
-        yield _spawn_all(config, groups, spawned)
+        yield _spawn_all(config, groups, pools)
     finally:
-        for actor in spawned:
-            ray.kill(actor)
+        for pool in pools:
+            pool.close()
         release(groups)
 
 
 def _spawn_all(
-    config: RunConfig, groups: dict[str, PlacementGroup | None], spawned: list[Any]
+    config: RunConfig,
+    groups: dict[str, PlacementGroup | None],
+    pools: list[RayPool | RayRanks],
 ) -> Workers:
     policy = config.policy.model_copy(update={"model": resolve_model(config.policy.model)})
     shapes = {shape.name: shape for shape in layout(config)}
     environment = {"env_vars": thread_environment(config.threads)}
-
-    def spawn(name: str, worker: type, *args: Any, per_rank: bool = False) -> RayPool:
-        shape, actors = shapes[name], list[Any]()
-        for index in range(shape.workers):
-            options = _options(shape, groups[name], index, restart=not per_rank)
-            head = (index, shape.workers) if per_rank else ()
-            remote: Any = ray.remote(worker)
-            handle = remote.options(**options, runtime_env=environment).remote(*head, *args)
-            actors.append(handle)
-            spawned.append(actors[-1])
-        return RayPool(name, actors)
+    threads, supervision = config.threads, config.supervision
 
     def device(name: str) -> str:
         return "cuda" if shapes[name].gpus else "cpu"
 
-    threads = config.threads
-    meeting_point = _rendezvous(shapes["learner"], groups["learner"])
-    return Workers(
-        rollouts=Rollouts(
-            spawn(
-                "rollout",
-                RolloutWorker,
+    def pool(name: str, worker: type, *args: Any, admission: str | None = None) -> RayPool:
+        shape = shapes[name]
+
+        def spawn(index: int) -> Any:
+            options = _options(shape, groups[name], index)
+            remote: Any = ray.remote(worker)
+            handle = remote.options(**options, max_restarts=-1, runtime_env=environment)
+            return handle.remote(*args, device(name), threads)
+
+        pools.append(RayPool(name, spawn, shape.workers, supervision.max_deaths, admission))
+        return pools[-1]  # type: ignore[return-value]
+
+    def ranks() -> list[Any]:
+        """Ranks on a meeting point of their own; they never restart one by one, since a process
+        group does not heal."""
+        shape, group = shapes["learner"], groups["learner"]
+        guard = guard_active(config.learner, config.max_staleness)
+        learner = config.learner.model_copy(update={"guard": guard})
+        meeting_point = _rendezvous(shape, group)
+        remote: Any = ray.remote(LearnerRank)
+        return [
+            remote.options(**_options(shape, group, rank), runtime_env=environment).remote(
+                rank,
+                shape.workers,
                 policy,
-                config.rollout,
-                config.camera,
-                device("rollout"),
-                threads,
-            )
-        ),
-        learner=Learner(
-            spawn(
-                "learner",
-                LearnerRank,
-                policy,
-                config.learner,
+                learner,
                 config.rollout,
                 config.seed,
                 meeting_point,
                 device("learner"),
                 threads,
-                per_rank=True,
-            ),
+            )
+            for rank in range(shape.workers)
+        ]
+
+    rollouts = pool("rollout", RolloutWorker, policy, config.rollout, config.camera)
+    rewards = config.rewards
+    learner = RayRanks("learner", ranks, straggler_s=config.learner.timeout_s)
+    pools.append(learner)
+    return Workers(
+        rollouts=Rollouts(rollouts, supervision.rollout_timeout_s),
+        learner=Learner(
+            learner,
             config.learner.micro_batch,
             config.learner.updates_per_batch,
+            supervision.learner_timeout_s,
         ),
         rewards=Rewards(
-            spawn(
+            pool(
                 "reconstruction",
                 ReconstructionWorker,
-                config.rewards,
+                rewards,
                 config.camera,
                 config.rollout.frames,
-                device("reconstruction"),
-                threads,
+                admission=ADMISSION,
             ),
-            spawn("judge", JudgeWorker, config.rewards, device("judge"), threads),
-            spawn("aesthetic", AestheticWorker, config.rewards, device("aesthetic"), threads),
-            config.rewards,
+            pool("judge", JudgeWorker, rewards, admission=ADMISSION),
+            pool("aesthetic", AestheticWorker, rewards, admission=ADMISSION),
+            rewards,
         ),
     )
 
 
-def _options(
-    shape: PoolShape, group: PlacementGroup | None, index: int, restart: bool
-) -> dict[str, Any]:
-    """Actor options: reward and rollout workers restart, learner ranks never do (their process
-    group does not heal)."""
-    options: dict[str, Any] = {
-        "num_cpus": shape.cpus,
-        "num_gpus": shape.gpus,
-        "max_restarts": -1 if restart else 0,
-        "max_task_retries": MAX_TASK_RETRIES if restart else 0,
-    }
-    if group is not None:
+def _options(shape: PoolShape, group: PlacementGroup | None, index: int) -> dict[str, Any]:
+    """Actor options: a bundle of the pool's placement group while there is one; a worker that comes
+    later takes what the cluster has, or waits and is demand that an autoscaler sees."""
+    options: dict[str, Any] = {"num_cpus": shape.cpus, "num_gpus": shape.gpus}
+    if group is not None and index < shape.workers:
         options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(
             placement_group=group, placement_group_bundle_index=index
         )

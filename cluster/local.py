@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from actors.worker import RolloutWorker
+from cluster.clocks import Meter
 from cluster.config import RunConfig, resolve_model
-from cluster.pools import Learner, Rewards, Rollouts, Workers
+from cluster.pools import Learner, Rewards, Rollouts, WorkerLost, Workers, bind
 from learner.rank import LearnerRank
+from learner.schedule import guard_active
 from rewards.worker import AestheticWorker, JudgeWorker, ReconstructionWorker
 
 
@@ -19,6 +22,7 @@ class LocalPool:
     def __init__(self, name: str, worker: Any) -> None:
         self.name = name
         self.worker = worker
+        self.meter = Meter(1)
 
     @property
     def size(self) -> int:
@@ -29,15 +33,25 @@ class LocalPool:
         self, method: str, *args: Any, returns: int = 1, timeout_s: float | None = None
     ) -> Any:
         """Call the method; `returns` says how long the answer is, `timeout_s` cannot be kept."""
-        answer = getattr(self.worker, method)(*args)
+        self.meter.change(busy=1)
+        started = time.perf_counter()
+        try:
+            answer = getattr(self.worker, method)(*bind(args))
+        finally:
+            self.meter.change(busy=-1)
+            self.meter.ended(time.perf_counter() - started)
         if returns > 1 and len(answer) != returns:
             raise ValueError(f"{self.name}.{method} returned {len(answer)} values, not {returns}")
         return answer
 
     async def call_all(
-        self, method: str, arguments: Sequence[tuple[Any, ...]], returns: int = 1
+        self,
+        method: str,
+        arguments: Sequence[tuple[Any, ...]],
+        returns: int = 1,
+        limit_s: float | None = None,
     ) -> list[Any]:
-        """Call the method once, since there is one worker."""
+        """Call the method once, since there is one worker; `limit_s` cannot be kept."""
         (args,) = arguments
         return [await self.call(method, *args, returns=returns)]
 
@@ -45,18 +59,26 @@ class LocalPool:
         """The object is its own ref."""
         return ref
 
+    async def store(self, value: Any) -> Any:
+        """The object is its own ref."""
+        return value
+
+    async def restart(self) -> None:
+        """A worker of this process does not die alone."""
+        raise WorkerLost(f"{self.name} failed in this process, where nothing can replace it")
+
 
 @contextlib.contextmanager
 def local_workers(config: RunConfig) -> Iterator[Workers]:
     """One worker of each kind in this process, on the CPU."""
     policy = config.policy.model_copy(update={"model": resolve_model(config.policy.model)})
+    guard = guard_active(config.learner, config.max_staleness)
+    learner = config.learner.model_copy(update={"guard": guard})
     device, threads = "cpu", config.threads
     reconstruction = ReconstructionWorker(
         config.rewards, config.camera, config.rollout.frames, device, threads
     )
-    rank = LearnerRank(
-        0, 1, policy, config.learner, config.rollout, config.seed, None, device, threads
-    )
+    rank = LearnerRank(0, 1, policy, learner, config.rollout, config.seed, None, device, threads)
     workers = Workers(
         rollouts=Rollouts(
             LocalPool(

@@ -11,42 +11,63 @@
                                           │
                                           └──▶ checkpoint · metrics · samples
 
-    stage     consumes                       produces                 waits for      unblocks
-    collect   prompts, published weights     Batch (sorted groups)    publish        step
-    step      Batch                          StepReport               collect        publish
-    publish   the ranks' LoRA shards         Published (version, ref) step           collect
-    save      state, shards                  a durable checkpoint     publish        nothing
+    stage     consumes                       produces                 waits for        unblocks
+    collect   prompts, published weights     Batch (sorted groups)    room in buffer   step
+    step      Batch                          StepReport               a full batch     publish
+    publish   the ranks' LoRA shards         Published (version, ref) step             collect
+    save      copies of shards, state        a durable checkpoint     the last save    old batches
 
-With `max_staleness` 0 the stages follow each other and a run is deterministic: what is computed is
-decided by (seed, group serial, member) and never by the order in which anything arrives.
+The buffer has room for (max_staleness + 1) batches, counted until the weights made from them are
+published: with 0 the stages follow each other and a run is deterministic, since what is computed is
+decided by (seed, group serial, member) and never by the order in which anything arrives. With 1 and
+more, collecting goes on while the learner works. Saving always does.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import signal
 import time
-from dataclasses import dataclass
+from collections.abc import Coroutine, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 from cluster.artifacts import groups_to_keep, keep_groups
 from cluster.checkpoint import CheckpointStore, RunState
 from cluster.collect import Batch, Collector, RequestSource
-from cluster.config import RunConfig, RunStopped, fingerprint
+from cluster.config import RunConfig, RunStopped
+from cluster.elastic import Supervisor
 from cluster.evaluate import Evaluator
-from cluster.metrics import MetricsLog, step_row
-from cluster.pools import Published, Workers
+from cluster.inflight import Waiting, read_in_flight
+from cluster.ledger import Ledger, SampleRow
+from cluster.metrics import MetricsLog, stage_clocks, step_row
+from cluster.pools import ObjectGone, Published, Workers
+from cluster.recovery import DurableLearner
+from cluster.saving import Saver
 from cluster.startup import prove_run
+from learner.batch import flat_keys
 from learner.rank import StepReport
 from learner.schedule import Phase, phase_of
 
+T = TypeVar("T")
+
 MAX_BAD_UPDATES = 3
 """Skipped (non-finite) updates in a row that stop a run."""
+
+MAX_LOSSES = 3
+"""Times that an evaluation whose videos were lost is repeated."""
 
 
 class DivergedError(RunStopped):
     """Several updates in a row were not finite."""
 
 
-@dataclass(frozen=True, slots=True)
+class _Stopping(Exception):
+    """SIGTERM came: what is being waited for is given up."""
+
+
+@dataclass(slots=True)
 class Trainer:
     """A run in progress: its workers, its storage and the source of its requests."""
 
@@ -56,77 +77,180 @@ class Trainer:
     checkpoints: CheckpointStore
     metrics: MetricsLog
     evaluator: Evaluator
+    ledger: Ledger
+    learner: DurableLearner = field(init=False)
+    collector: Collector = field(init=False)
+    saver: Saver = field(init=False)
+    supervisor: Supervisor = field(init=False)
+    stopping: bool = field(default=False, init=False)
+    """Whether SIGTERM has come."""
+    _waiting_for: asyncio.Task[Any] | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        config, workers, say = self.config, self.workers, self.metrics.say
+        rollouts = workers.rollouts
+        self.learner = DurableLearner(workers.learner, rollouts, self.checkpoints, say)
+        self.saver = Saver(config, self.checkpoints, self.ledger, self.learner, rollouts.pool, say)
+        self.collector = Collector(
+            self.source,
+            rollouts,
+            workers.rewards,
+            config.rewards,
+            self._phases,
+            config.max_staleness,
+            self.ledger.add,
+            lambda step: groups_to_keep(config.rewards.artifacts, step, config.steps),
+        )
+        limits = config.rewards
+        self.supervisor = Supervisor(
+            {kind: (pool, getattr(limits, kind)) for kind, pool in workers.rewards.pools.items()},
+            config.supervision,
+            self.ledger.decide,
+        )
 
     async def train(self, state: RunState) -> RunState:
-        """Prove the set-up, then step from `state` to `config.steps`."""
-        weights = await self._restore(state)
-        await prove_run(self.config, self.workers, self.source.prompts, weights, self.metrics.say)
-        if not self.evaluator.is_done(state.step):
-            await self._evaluate_if_due(state.step, weights)
-        collector = Collector(
-            self.source, self.workers.rollouts, self.workers.rewards, self.config.rewards
-        )
-        while state.step < self.config.steps:
-            started = time.perf_counter()
-            phase = phase_of(state.step, self.config.schedule)
-            keep = groups_to_keep(self.config.rewards.artifacts, state.step, self.config.steps)
-            batch = await collector.collect(phase, weights, keep)
-            report = await self._update(state.step, batch)
-            weights = await self._publish(state.step + 1, state.lineage)
-            state = self._advance(state, weights, report)
-            await self._save_if_due(state)
-            self.metrics.write(step_row(phase, batch, report, time.perf_counter() - started))
-            await self._keep(report.step, phase, batch)
-            await self._evaluate_if_due(state.step, weights)
+        """Prove the set-up, then step from `state` to `config.steps`; the state reached.
+
+        SIGTERM ends it early, with a durable checkpoint of the last whole step.
+        """
+        self.saver.durable = state.step
+        with self._on_sigterm():
+            try:
+                weights = await self.learner.start(state)
+                await self._prepare(state, weights)
+                self.supervisor.start()
+                while state.step < self.config.steps:
+                    state, weights = await self._step(state, weights)
+                    await self._evaluate_if_due(state.step, weights)
+            except _Stopping:
+                self.metrics.say(f"SIGTERM: leaving after step {state.step}")
+            finally:
+                await self.supervisor.stop()
+                await self.collector.close()
+            await self.saver.finish(state, self._waiting)
         return state
 
-    async def _restore(self, state: RunState) -> Published:
-        if state.step > 0:
-            await self.workers.learner.load(self.checkpoints.learner_url(state.step))
-        return await self.workers.learner.publish(state.step, state.lineage)
+    async def _prepare(self, state: RunState, weights: Published) -> None:
+        prompts, say = self.source.prompts, self.metrics.say
+        await self._give_up_if_stopped(prove_run(self.config, self.workers, prompts, weights, say))
+        if not self.evaluator.is_done(state.step):
+            await self._evaluate_if_due(state.step, weights)
+        url = self.checkpoints.url(state.step)
+        kept = await read_in_flight(url, self.workers.rollouts.pool) if state.step else []
+        for ready, record in kept:
+            self.collector.restore(record, ready)
+        restored = {ready.group.group for ready, _ in kept}
+        self.collector.resume(e for e in state.in_flight if e.group not in restored)
 
-    async def _update(self, step: int, batch: Batch) -> StepReport:
-        started = time.perf_counter()
-        report = await self.workers.learner.step(step, batch.groups, batch.trajectories)
-        batch.seconds["learner"] = time.perf_counter() - started
-        return report
+    async def _step(self, state: RunState, weights: Published) -> tuple[RunState, Published]:
+        """One optimizer step and the weights after it."""
+        started, step = time.perf_counter(), state.step
+        phase = phase_of(step, self.config.schedule)
+        self.collector.publish(weights, self.learner.lineages)
+        await self._give_up_if_stopped(self.saver.hold_back(state, self._waiting))
+        batch = await self._give_up_if_stopped(self.collector.batch(phase))
+        report = await self.learner.step(step, batch)
+        weights = await self.learner.publish(step + 1)
+        self.ledger.add(consumed_rows(batch, report))
+        state = self._advance(state, weights, report)
+        await self.saver.save_if_due(state, self._waiting)
+        clocks = stage_clocks(self.workers)
+        self.metrics.write(step_row(phase, batch, report, clocks, time.perf_counter() - started))
+        await self._keep(step, phase, batch)
+        return state, weights
 
     async def _keep(self, step: int, phase: Phase, batch: Batch) -> None:
+        """Store what people want to see of a step, and let go of its videos."""
         pool, folder = self.workers.rollouts.pool, self.metrics.folder
-        await keep_groups(folder, pool, step, phase, batch, self.config.learner)
+        with contextlib.suppress(ObjectGone):  # pictures only; nothing depends on them
+            await keep_groups(folder, pool, step, phase, batch, self.config.learner)
+        for record in batch.records.values():
+            # A batch is held until a checkpoint covers it; that needs its trajectories alone.
+            record.rollout = replace(record.rollout, videos=())
 
-    async def _publish(self, step: int, lineage: str) -> Published:
-        return await self.workers.learner.publish(step, lineage)
+    def _phases(self, step: int) -> Sequence[Phase]:
+        """Phases of a step and of those after it that groups may be rolled out for."""
+        last = min(step + self.config.max_staleness + 1, self.config.steps)
+        return [phase_of(s, self.config.schedule) for s in range(step, last)]
+
+    def _waiting(self) -> Waiting:
+        return self.collector.waiting() if self.config.checkpoint.keep_inflight else ()
 
     def _advance(self, state: RunState, weights: Published, report: StepReport) -> RunState:
         bad = state.consecutive_bad_updates + 1 if report.update_skipped else 0
         if bad >= MAX_BAD_UPDATES:
             raise DivergedError(
                 f"{bad} updates in a row had a loss or gradient that is not finite; the last one "
-                f"was step {state.step}; resume from the newest checkpoint with a smaller "
-                "learner.learning_rate"
+                f"was step {state.step} ({report.skip_reason}); resume from the newest checkpoint "
+                "with a smaller learner.learning_rate"
             )
         return state.model_copy(
             update={
                 "step": state.step + 1,
                 "next_group": self.source.next_group,
                 "cursors": dict(self.source.cursors),
+                "in_flight": self.collector.in_flight(),
+                "lineages": self.learner.lineages,
+                "account": report.account,
                 "weights_checksum": weights.version.checksum,
                 "consecutive_bad_updates": bad,
             }
         )
 
-    async def _save_if_due(self, state: RunState) -> None:
-        if state.step % self.config.checkpoint.every and state.step != self.config.steps:
-            return
-        await self.workers.learner.save(self.checkpoints.begin(state.step))
-        await asyncio.to_thread(self._commit, state)
-
-    def _commit(self, state: RunState) -> None:
-        self.checkpoints.commit(state.step, state, fingerprint(self.config))
-        self.checkpoints.retain(self.config.checkpoint.keep)
-
     async def _evaluate_if_due(self, step: int, weights: Published) -> None:
         every = self.config.eval.every
-        if step in (0, self.config.steps) or (every and step % every == 0):
-            await self.evaluator.evaluate(step, weights, self.workers)
+        if step not in (0, self.config.steps) and not (every and step % every == 0):
+            return
+        for _ in range(MAX_LOSSES):
+            with contextlib.suppress(ObjectGone):
+                await self._give_up_if_stopped(self.evaluator.evaluate(step, weights, self.workers))
+                return
+        raise RunStopped(f"the videos of the evaluation of step {step} were lost again and again")
+
+    @contextlib.contextmanager
+    def _on_sigterm(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        try:
+            loop.add_signal_handler(signal.SIGTERM, self.stop)
+        except (RuntimeError, ValueError):  # not the main thread: whoever runs it ends it
+            yield
+            return
+        try:
+            yield
+        finally:
+            loop.remove_signal_handler(signal.SIGTERM)
+
+    def stop(self) -> None:
+        """Leave after the update in progress, with a durable checkpoint."""
+        self.stopping = True
+        if self._waiting_for is not None:
+            self._waiting_for.cancel()
+
+    async def _give_up_if_stopped(self, work: Coroutine[Any, Any, T]) -> T:
+        """Await something that a stop may cut short."""
+        self._waiting_for = asyncio.get_running_loop().create_task(work)
+        try:
+            if self.stopping:
+                self._waiting_for.cancel()
+            return await self._waiting_for
+        except asyncio.CancelledError:
+            if self.stopping:
+                raise _Stopping from None
+            raise
+        finally:
+            self._waiting_for = None
+
+
+def consumed_rows(batch: Batch, report: StepReport) -> list[SampleRow]:
+    """Ledger rows of the batch that a step consumed: whose gradient was applied, and whose not."""
+    applied = set(report.applied)
+    advantage = dict(zip(flat_keys(batch.groups), report.advantages, strict=False))
+    rows: list[SampleRow] = []
+    for group in batch.groups:
+        for row in batch.records[group.group].rows("trained", "", report.step):
+            key = (row.group, row.member)
+            own = replace(row, advantage=advantage.get(key))
+            if own.status == "trained" and key not in applied:
+                own = replace(own, status="skipped", reason=report.skip_reason)
+            rows.append(own)
+    return rows

@@ -7,12 +7,16 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
 from typing import Any
 
+from cluster.clocks import StageClock, bottleneck
 from cluster.collect import Batch
+from cluster.pools import Workers
 from cluster.storage import RunFolder
 from learner.rank import StepReport
 
+REWARD_STAGES = ("reconstruction", "judge", "aesthetic")
 SHOWN_PARTS = ("recon", "traj", "meta", "gen")
 
 
@@ -24,7 +28,21 @@ def mean_spread(values: Iterable[float]) -> dict[str, float]:
     return {"mean": statistics.fmean(known), "std": statistics.pstdev(known), "n": len(known)}
 
 
-def step_row(phase: str, batch: Batch, report: StepReport, seconds: float) -> dict[str, Any]:
+def stage_clocks(workers: Workers) -> dict[str, StageClock]:
+    """What every stage did since the last call."""
+    meters = {"rollout": workers.rollouts.pool.meter}
+    meters |= {kind: pool.meter for kind, pool in workers.rewards.pools.items()}
+    meters["learner"] = workers.learner.ranks.meter
+    return {name: meter.lap() for name, meter in meters.items()}
+
+
+def step_row(
+    phase: str,
+    batch: Batch,
+    report: StepReport,
+    clocks: Mapping[str, StageClock],
+    seconds: float,
+) -> dict[str, Any]:
     """Everything measured in one optimizer step, as one JSON object."""
     totals = [reward for group in batch.groups for reward in group.rewards]
     within = [statistics.pstdev(group.rewards) for group in batch.groups]
@@ -51,7 +69,15 @@ def step_row(phase: str, batch: Batch, report: StepReport, seconds: float) -> di
         "groups": {"trained": len(batch.groups), **batch.rejected},
         "failed_members": batch.failed_members,
         "failures": batch.failures,
-        "seconds": {**batch.seconds, "step": seconds},
+        "age": mean_spread(batch.ages),
+        "seconds": {
+            "rollout": clocks["rollout"].busy_s,
+            "rewards": max(clocks[kind].busy_s for kind in REWARD_STAGES),
+            "learner": clocks["learner"].busy_s,
+            "step": seconds,
+        },
+        "stages": {name: asdict(clock) for name, clock in clocks.items()},
+        "bottleneck": bottleneck(clocks),
         "time": time.time(),
     }
 
@@ -67,6 +93,8 @@ def step_line(row: Mapping[str, Any], steps: int, eta_s: float) -> str:
     notes = [f"{n} groups {why}" for why, n in row["groups"].items() if why != "trained" and n]
     if row["failed_members"]:
         notes.append(f"{row['failed_members']} samples unscored")
+    if row["age"].get("mean"):
+        notes.append(f"age {row['age']['mean']:.1f}")
     if row["update_skipped"]:
         notes.append("UPDATE SKIPPED: not finite")
     return (

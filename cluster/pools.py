@@ -7,11 +7,14 @@ Small answers come back as values; everything large stays a `Ref` that is handed
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from actors.trajectory import LoraWeights, RolloutReport, RolloutRequest, WeightsVersion
+from cluster.clocks import Meter
 from cluster.config import RunStopped
 from learner.batch import ScoredGroup, plan_batch
 from learner.rank import RankInfo, RatioProof, StepReport
@@ -24,6 +27,9 @@ from rewards.worker import Artifacts
 Ref = Any
 """A large object where it was made: a Ray ObjectRef, or the object itself under --local."""
 
+MAX_TIMEOUTS = 3
+"""A rollout that is too slow on this many workers in a row is given up."""
+
 JUDGED_PHASES: dict[Phase, tuple[RewardKind, ...]] = {
     "main": ("reconstruction", "judge", "aesthetic"),
     "dynamic": ("aesthetic",),
@@ -35,10 +41,19 @@ class WorkerLost(RunStopped):
     """A worker died more often than a call is retried."""
 
 
+class LearnerLost(RunStopped):
+    """A rank died, froze or lost touch with the others: all of them have to be replaced."""
+
+
+class ObjectGone(RuntimeError):
+    """An object that a ref names was lost with its node, or evicted; it has to be made again."""
+
+
 class Pool(Protocol):
     """Workers of one class."""
 
     name: str
+    meter: Meter
 
     @property
     def size(self) -> int:
@@ -48,21 +63,42 @@ class Pool(Protocol):
     async def call(
         self, method: str, *args: Any, returns: int = 1, timeout_s: float | None = None
     ) -> Any:
-        """Run a method on a free worker; waiting for one does not count towards `timeout_s`.
+        """Run a method on a free worker; waiting for one does not count towards `timeout_s`, and
+        `Late` arguments are read after it.
 
         With `returns` > 1 the method returns a tuple of that length; the first element comes back
-        as a value, the others as refs. Raises WorkerLost, TimeoutError, or what the method raised.
+        as a value, the others as refs. Raises WorkerLost, TimeoutError, ObjectGone for an argument
+        that is lost, or what the method raised.
         """
         ...
 
     async def call_all(
-        self, method: str, arguments: Sequence[tuple[Any, ...]], returns: int = 1
+        self,
+        method: str,
+        arguments: Sequence[tuple[Any, ...]],
+        returns: int = 1,
+        limit_s: float | None = None,
     ) -> list[Any]:
-        """Run a method on every worker at once, each with its own arguments; answers in order."""
+        """Run a method on every worker at once, each with its own arguments; answers in order.
+
+        Raises TimeoutError where no worker answers within `limit_s`.
+        """
         ...
 
     async def fetch(self, ref: Ref) -> Any:
-        """The object behind a ref."""
+        """The object behind a ref. Raises ObjectGone."""
+        ...
+
+    async def store(self, value: Any) -> Ref:
+        """A ref to an object that lives as long as the coordinator."""
+        ...
+
+
+class RankPool(Pool, Protocol):
+    """The learner's ranks."""
+
+    async def restart(self) -> None:
+        """Replace every rank by one in its initial state."""
         ...
 
 
@@ -75,10 +111,24 @@ class Published:
 
 
 @dataclass(frozen=True, slots=True)
+class Late:
+    """An argument that is read when a worker is free for the call."""
+
+    read: Callable[[], Any]
+
+
+def bind(args: Sequence[Any]) -> tuple[Any, ...]:
+    """Arguments with every `Late` one read, in their order."""
+    return tuple(arg.read() if isinstance(arg, Late) else arg for arg in args)
+
+
+@dataclass(frozen=True, slots=True)
 class GroupRollout:
     """What a rollout left behind; member i is `trajectories[i]` and `videos[i]`."""
 
     report: RolloutReport
+    published: Published
+    """The weights that it was asked to use."""
     trajectories: tuple[Ref, ...]
     videos: tuple[Ref, ...]
 
@@ -98,18 +148,45 @@ def _require_published(held: WeightsVersion, published: WeightsVersion, what: st
 class Rollouts:
     """Calls on the rollout pool."""
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Pool, timeout_s: float | None = None) -> None:
+        """A rollout that takes longer than `timeout_s` counts as a death of its worker."""
         self.pool = pool
+        self.timeout_s = timeout_s
 
-    async def rollout(self, request: RolloutRequest, published: Published) -> GroupRollout:
-        """Sample a group. DeliveryError when the worker's weights are not the published ones."""
+    async def rollout(
+        self, request: RolloutRequest, newest: Published | Callable[[], Published]
+    ) -> GroupRollout:
+        """Sample a group with given weights, or with the newest at the moment a worker is free.
+
+        DeliveryError when the worker's weights are not those, WorkerLost when the group was in
+        flight at too many deaths.
+        """
         members = request.members
-        report, *refs = await self.pool.call(
-            "rollout", request, published.version, published.weights, returns=1 + 2 * members
+        chosen: list[Published] = []
+
+        def choose() -> WeightsVersion:
+            chosen.append(newest if isinstance(newest, Published) else newest())
+            return chosen[-1].version
+
+        weights = Late(lambda: chosen[-1].weights)
+        report, *refs = await self._call_or_lose(
+            "rollout", request, Late(choose), weights, returns=1 + 2 * members
         )
+        published = chosen[-1]
         what = f"group {request.group} on worker {report.worker}"
         _require_published(report.weights, published.version, what)
-        return GroupRollout(report, tuple(refs[:members]), tuple(refs[members:]))
+        return GroupRollout(report, published, tuple(refs[:members]), tuple(refs[members:]))
+
+    async def _call_or_lose(self, method: str, *args: Any, returns: int) -> Any:
+        for _ in range(MAX_TIMEOUTS):
+            with contextlib.suppress(TimeoutError):
+                return await self.pool.call(
+                    method, *args, returns=returns, timeout_s=self.timeout_s
+                )
+        raise WorkerLost(
+            f"{self.pool.name}.{method} was given up: {MAX_TIMEOUTS} workers did not finish it "
+            f"within {self.timeout_s} s"
+        )
 
     async def sample(
         self, prompts: Sequence[Prompt], seeds: Sequence[int], published: Published
@@ -161,6 +238,8 @@ class SampleScores:
     attempts: int
     """Scorer calls beyond the first of each kind, plus one."""
     artifacts: Artifacts | None = None
+    seconds: float = 0.0
+    """Latency, waiting for workers included."""
 
     @property
     def parts(self) -> dict[str, float]:
@@ -191,7 +270,8 @@ class Rewards:
     async def score(
         self, video: Ref, prompt: Prompt, phase: Phase, keep_artifacts: bool = False
     ) -> SampleScores:
-        """Score one video by the workers that the phase calls."""
+        """Score one video by the workers that the phase calls. ObjectGone where it is lost."""
+        started = time.perf_counter()
         answers = await asyncio.gather(
             *(
                 self._geometry(video, prompt, keep_artifacts)
@@ -208,6 +288,7 @@ class Rewards:
             failures=tuple(o for o in outcomes if isinstance(o, ScoreFailure)),
             attempts=max(answer[1] for answer in answers),
             artifacts=artifacts,
+            seconds=time.perf_counter() - started,
         )
 
     async def _single(
@@ -252,18 +333,32 @@ class Rewards:
                 outcome = ScoreFailure(
                     kind, f"no answer within {self.config.timeout_s:g} s", "TimeoutError"
                 )
+            except WorkerLost as lost:
+                # Deaths are no attempts, but a sample that kills its workers is set aside.
+                return ScoreFailure(kind, f"quarantined: {lost}", "WorkerLost"), attempt
             if isinstance(outcome, Score):
                 return outcome, attempt
         return outcome, self.config.max_attempts
 
 
 class Learner:
-    """Calls on the learner's ranks, always on all of them at once: their steps are collective."""
+    """Calls on the learner's ranks, always on all of them at once: their steps are collective.
 
-    def __init__(self, ranks: Pool, micro_batch: int, updates_per_batch: int) -> None:
+    Every method raises LearnerLost where a rank is dead, frozen or out of touch.
+    """
+
+    def __init__(
+        self,
+        ranks: RankPool,
+        micro_batch: int,
+        updates_per_batch: int,
+        limit_s: float | None = None,
+    ) -> None:
+        """A call that no rank answers within `limit_s` counts as frozen ranks."""
         self.ranks = ranks
         self.micro_batch = micro_batch
         self.updates_per_batch = updates_per_batch
+        self.limit_s = limit_s
 
     async def describe(self) -> list[RankInfo]:
         """What every rank says of itself."""
@@ -276,35 +371,74 @@ class Learner:
     async def step(
         self, step: int, groups: Sequence[ScoredGroup], trajectories: Sequence[Ref]
     ) -> StepReport:
-        """One batch; each rank is sent only the trajectories that its micro-batches name."""
+        """One batch; each rank is sent only the trajectories that its micro-batches name.
+
+        ObjectGone, before any rank has begun, where a trajectory is lost.
+        """
         plans = plan_batch(groups, self.ranks.size, self.micro_batch, self.updates_per_batch)
+        shares = [tuple(trajectories[i] for i in plan.samples) for plan in plans]
+        if self.ranks.size > 1:
+            await self._each("receive", shares)
         arguments = [
-            (step, tuple(groups), plan, *(trajectories[i] for i in plan.samples)) for plan in plans
+            (step, tuple(groups), plan, *share) for plan, share in zip(plans, shares, strict=True)
         ]
-        return (await self.ranks.call_all("step", arguments))[0]
+        return (await self._each("step", arguments))[0]
 
     async def publish(self, step: int, lineage: str) -> Published:
-        """Current weights, gathered on rank 0."""
-        answers = await self.ranks.call_all(
-            "weights", [(step, lineage)] * self.ranks.size, returns=2
-        )
+        """Current weights, gathered on rank 0 and kept by the coordinator: they outlive the rank
+        and its node."""
+        answers = await self._each("weights", [(step, lineage)] * self.ranks.size, returns=2)
         version, weights = answers[0]
-        return Published(version, weights)
+        return Published(version, await self.ranks.store(await self.ranks.fetch(weights)))
 
     async def save(self, url: str) -> None:
         """Write every rank's shard below a directory URL."""
         await self._all("save", url)
 
+    async def begin_save(self, url: str) -> None:
+        """Start to write what `save` writes; returns when every rank holds a copy of its shard."""
+        await self._all("begin_save", url)
+
+    async def saved(self, wait_s: float) -> bool:
+        """Whether every rank has written its shard, waiting so long at most. OSError where one
+        could not."""
+        return all(await self._all("saved", wait_s))
+
     async def load(self, url: str) -> None:
         """Read what `save` wrote, on any number of ranks."""
         await self._all("load", url)
+
+    async def account(self) -> str:
+        """`learner.account` of the weights."""
+        return str((await self._all("account"))[0])
 
     async def ema_weights(self) -> LoraWeights:
         """Running average of the weights, as rank 0 holds it."""
         return (await self._all("ema_weights"))[0]
 
+    async def restart(self) -> None:
+        """Replace every rank by one in its initial state."""
+        await self.ranks.restart()
+
     async def _all(self, method: str, *args: Any) -> list[Any]:
-        return await self.ranks.call_all(method, [args] * self.ranks.size)
+        return await self._each(method, [args] * self.ranks.size)
+
+    async def _each(
+        self, method: str, arguments: Sequence[tuple[Any, ...]], returns: int = 1
+    ) -> list[Any]:
+        try:
+            return await self.ranks.call_all(method, arguments, returns, self.limit_s)
+        except (WorkerLost, TimeoutError) as error:
+            raise LearnerLost(f"the learner's ranks are lost in {method}: {error}") from error
+        except (RunStopped, ObjectGone):
+            raise
+        except RuntimeError as error:
+            if self.ranks.size == 1:
+                raise
+            # A collective that a peer left or did not reach in time: which of torch's errors it is
+            # depends on backend and place, and the group is of no use after any of them.
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise LearnerLost(f"the learner's ranks lost touch in {method}: {reason}") from error
 
 
 @dataclass(frozen=True, slots=True)

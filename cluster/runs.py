@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from cluster.checkpoint import CheckpointStore, IncompatibleCheckpoint, RunState
 from cluster.config import ConfigError, RunConfig, fingerprint, resolve_model, to_json
 from cluster.storage import RunFolder, absolute_url, has_evaluation
+from cluster.versions import Lineages
 from prompts.camera import require_paths
 from prompts.dataset import load_prompts
 from prompts.schema import Prompt
@@ -67,6 +68,7 @@ def run_training(
     with open_workers(config) as workers:
         from cluster.collect import RequestSource
         from cluster.evaluate import Evaluator
+        from cluster.ledger import Ledger
         from cluster.loop import Trainer
         from cluster.metrics import MetricsLog
 
@@ -86,9 +88,13 @@ def run_training(
             checkpoints=store,
             metrics=metrics,
             evaluator=Evaluator(config, prompts["test"], folder, metrics),
+            ledger=Ledger(folder, state.ledger),
         )
         say(f"workers are up after {time.perf_counter() - started:.0f} s")
         state = asyncio.run(trainer.train(state))
+    if state.step < config.steps:
+        say(f"stopped after {state.step} of {config.steps} steps; the same command goes on")
+        return state
     say(f"final weights {state.weights_checksum[:16]} after {state.step} steps")
     show_result(folder, state.step, say)
     return state
@@ -106,9 +112,10 @@ def start_or_resume(
     for skipped in found.skipped:
         say(f"checkpoint of step {skipped.step} skipped: {skipped.reason}")
     if found.checkpoint is None:
-        return RunState(step=0, seed=config.seed, lineage=lineage)
+        return RunState(step=0, seed=config.seed, lineages=Lineages().branch(lineage, 0))
     say(f"resuming {config.run} from its checkpoint of step {found.checkpoint.step}")
-    return found.checkpoint.state.model_copy(update={"lineage": lineage})
+    state = found.checkpoint.state
+    return state.model_copy(update={"lineages": state.lineages.branch(lineage, state.step)})
 
 
 def show_result(folder: RunFolder, step: int, say: Callable[[str], None]) -> None:

@@ -142,6 +142,14 @@ def trainable_indices(groups: Sequence[ScoredGroup]) -> tuple[int, ...]:
     return tuple(kept)
 
 
+def update_keys(
+    groups: Sequence[ScoredGroup], update: int, updates: int
+) -> tuple[tuple[int, int], ...]:
+    """(group, member) of the trajectories that one of a batch's updates trains on."""
+    keys = flat_keys(groups)
+    return tuple(keys[i] for i in trainable_indices(groups)[update::updates])
+
+
 def plan_batch(
     groups: Sequence[ScoredGroup], ranks: int, micro_batch: int, updates: int
 ) -> tuple[RankPlan, ...]:

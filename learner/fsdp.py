@@ -157,8 +157,11 @@ def all_gather_rows(rows: Tensor, world_size: int) -> Tensor:
     return torch.cat(parts)
 
 
-def save_sharded(url: str, state: dict[str, object]) -> None:
-    """Write a (nested) state of sharded tensors to a directory on any fsspec URL; collective.
+def save_sharded(
+    url: str, state: dict[str, object], group: dist.ProcessGroup | None = None
+) -> None:
+    """Write a (nested) state of sharded tensors to a directory on any fsspec URL; collective over
+    `group` (the default group where it is None).
 
     Retried on OSError with backoff; then raises OSError naming the ranks that failed.
     """
@@ -168,7 +171,11 @@ def save_sharded(url: str, state: dict[str, object]) -> None:
     def save() -> None:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Detected an existing checkpoint")
-            dcp.save(state, storage_writer=FsspecWriter(url, sync_files=local))
+            dcp.save(
+                state,
+                storage_writer=FsspecWriter(url, sync_files=local),
+                process_group=group,
+            )
 
     _with_retries(f"saving {url}", save)
 

@@ -13,7 +13,7 @@ import socket
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from actors.policy import Policy
 from actors.sde import gaussian_kl, log_prob, schedule_hash, sigma_schedule, step_moments
 from actors.trajectory import Trajectory, WeightsVersion, require_float32, weights_checksum
 from learner import fsdp
+from learner.account import EMPTY_ACCOUNT, extend_account
 from learner.batch import (
     MicroBatch,
     RankPlan,
@@ -33,6 +34,7 @@ from learner.batch import (
     flat_keys,
     non_finite_reward,
     trainable_indices,
+    update_keys,
 )
 from learner.config import LearnerConfig
 from learner.grpo import SurrogateOutput, summarize_window, surrogate
@@ -45,6 +47,7 @@ from learner.proof import (
     proof_elements,
     residual_gap,
 )
+from learner.saving import BackgroundSave, side_group
 from learner.schedule import guard_active
 
 __all__ = ["LearnerRank", "RankInfo", "RatioProof", "StartupProofError", "StepReport"]
@@ -84,6 +87,12 @@ class StepReport:
     skip_reason: str
     """One sentence; empty where every update was applied."""
     seconds: float
+    applied: tuple[tuple[int, int], ...] = ()
+    """(group, member) of every sample whose gradient entered the weights, ascending."""
+    advantages: tuple[float, ...] = ()
+    """Of every scored member, in the order of (group, member); empty where none was computed."""
+    account: str = ""
+    """`learner.account.extend_account` over all steps so far."""
 
 
 class _Density(NamedTuple):
@@ -126,6 +135,10 @@ class LearnerRank:
         # Loaded before the ranks meet: a model that cannot be loaded must not leave a group behind.
         self._policy = Policy.load(policy, self._device, with_decoder=False)
         mesh = fsdp.start_process_group(rank, world_size, init_url, self._device, learner.timeout_s)
+        self._save_group = side_group(learner.timeout_s)
+        self._saving: BackgroundSave | None = None
+        # Saved and restored with the weights, whose history it is.
+        self._account = torch.tensor(list(bytes.fromhex(EMPTY_ACCOUNT)), dtype=torch.uint8)
         self._transformer = cast(nn.Module, self._policy.transformer)
         fsdp.shard_transformer(self._transformer, mesh, learner.activation_checkpointing)
         self._lora = lora_parameters(self._transformer)
@@ -210,10 +223,14 @@ class LearnerRank:
             "" if any(plan.updates) else "all rewards of every group are equal: no gradient"
         )
         rows: list[Tensor] = []
+        applied: list[tuple[int, int]] = []
+        values: tuple[float, ...] = ()
         losses, norms, skipped = [], [], 0
         if not reason:
             values = advantages(groups, self._config.advantage, self._config.advantage_clip)
-            for update in filter(None, plan.updates):
+            for number, update in enumerate(plan.updates):
+                if not update:
+                    continue
                 update_rows = self._backward(update, shipped, values)
                 rows.append(update_rows)
                 loss, norm, why = self._apply(update_rows)
@@ -221,6 +238,8 @@ class LearnerRank:
                 norms.append(norm)
                 skipped += bool(why)
                 reason = reason or why
+                if not why:
+                    applied += update_keys(groups, number, len(plan.updates))
         return StepReport(
             step=step,
             loss=math.fsum(losses) / len(losses) if losses else math.nan,
@@ -229,7 +248,19 @@ class LearnerRank:
             update_skipped=bool(reason),
             skip_reason=reason,
             seconds=time.perf_counter() - started,
+            applied=tuple(sorted(applied)),
+            advantages=values,
+            account=self._extend_account(step, sorted(applied)),
         )
+
+    def account(self) -> str:
+        """Hash chain over everything that these weights were trained on."""
+        return bytes(self._account.tolist()).hex()
+
+    def receive(self, *objects: object) -> int:
+        """Number of the objects, each of which was fetched to this rank's node: a lost one shows
+        here, on one rank, rather than inside a step that the others have begun."""
+        return len(objects)
 
     def weights(self, step: int, lineage: str) -> tuple[WeightsVersion, dict[str, np.ndarray]]:
         """The whole LoRA tensors under the version that the caller gives them.
@@ -247,24 +278,54 @@ class LearnerRank:
 
     def save(self, url: str) -> None:
         """Write this rank's shards of weights, average and optimizer below a directory URL."""
-        fsdp.save_sharded(url, self._state())
+        fsdp.save_sharded(url, dict(self._state()))
+
+    def begin_save(self, url: str) -> None:
+        """Start to write what `save` writes, as it is at this moment; training may go on.
+
+        Raises ValueError while another one is under way.
+        """
+        if self._saving is not None:
+            raise ValueError(f"a save is under way; {url} must wait until `saved` has said so")
+        self._saving = BackgroundSave(url, self._state(), self._save_group)
+
+    def saved(self, wait_s: float = 0.0) -> bool:
+        """Whether the save that was begun is written, waiting so long for it at most; True where
+        none was begun. Raises OSError, once, where it failed."""
+        if self._saving is None:
+            return True
+        self._saving.join(wait_s)
+        try:
+            finished = self._saving.finished()
+        except Exception:
+            self._saving = None
+            raise
+        if finished:
+            self._saving = None
+        return finished
 
     def load(self, url: str) -> None:
         """Read what `save` wrote, on any number of ranks. Raises OSError if that fails."""
-        fsdp.load_sharded(url, self._state())
+        fsdp.load_sharded(url, dict(self._state()))
 
     def close(self) -> None:
         """Leave the process group; the object is of no use afterwards."""
         fsdp.stop_process_group()
 
-    def _state(self) -> dict[str, object]:
+    def _state(self) -> dict[str, dict[str, Any]]:
         """The tensors themselves, by name: saving reads them and loading writes into them."""
         state = self._optimizer.state
         return {
             "lora": {name: parameter.detach() for name, parameter in self._lora.items()},
             "average": dict(self._average),
             "optimizer": {name: dict(state[parameter]) for name, parameter in self._lora.items()},
+            "account": {"sha256": self._account},
         }
+
+    def _extend_account(self, step: int, applied: Sequence[tuple[int, int]]) -> str:
+        account = extend_account(self.account(), step, applied)
+        self._account.copy_(torch.tensor(list(bytes.fromhex(account)), dtype=torch.uint8))
+        return account
 
     def _require_shipped(
         self,

@@ -15,7 +15,7 @@ PACKAGES = ("prompts", "actors", "rewards", "learner", "cluster", "toyworld")
 RAY_FILES = {
     "cluster/handles.py",
     "cluster/placement.py",
-    "cluster/elastic.py",
+    "cluster/ray_pool.py",
     "cluster/broadcast.py",
     "cluster/metrics.py",
     "cluster/submit.py",

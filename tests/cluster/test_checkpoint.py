@@ -18,8 +18,10 @@ import pytest
 from fsspec.core import url_to_fs
 from fsspec.implementations.memory import MemoryFileSystem
 
-from cluster.checkpoint import CheckpointStore, IncompatibleCheckpoint, RunState
+from cluster.checkpoint import CheckpointStore, IncompatibleCheckpoint, InFlight, RunState
 from cluster.config import flatten_tree
+from cluster.ledger import LedgerHead
+from cluster.versions import Lineages
 
 CONFIG = {"policy": {"model": "tiny", "lora": {"rank": 4}}, "seed": 1}
 
@@ -39,9 +41,11 @@ def _state(step: int) -> RunState:
         step=step,
         cursors={"train": 8 * step, "dynamic": 0},
         next_group=4 * step,
-        in_flight=((4 * step - 1, "toy-1"),),
+        in_flight=(InFlight(group=4 * step - 1, phase="main", prompt_id="toy-1"),),
         seed=1,
-        lineage="a",
+        lineages=Lineages(starts=(("a", 0), ("b", step))),
+        account="d" * 64,
+        ledger=LedgerHead(name="step_000001.a.parquet", sha256="e" * 64),
         weights_checksum="c" * 64,
         consecutive_bad_updates=1,
         tracker_run_id="t-1",

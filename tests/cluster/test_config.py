@@ -54,7 +54,7 @@ def test_overrides_win_over_files_and_files_over_the_preset(tmp_path: Path) -> N
         ("toy", ["learner.updates_per_batch=5"], ["learner.updates_per_batch", "5", "16"]),
         ("toy", ["rewards.min_group_size=9"], ["rewards.min_group_size", "9", "8"]),
         ("toy", ["learner.learning_rate=nan"], ["learner.learning_rate", "nan"]),
-        ("toy", ["max_staleness=1"], ["max_staleness", "1", "0"]),
+        ("toy", ["max_staleness=-1"], ["max_staleness", "-1", "0"]),
         ("toy", ["seed"], ["seed", "key=value"]),
         ("toy", ["policy=3"], ["policy", "3"]),
         ("missing.toml", [], ["missing.toml", "cannot be read"]),

@@ -1,0 +1,371 @@
+"""Pools of Ray actors: calls that survive their workers, workers that come and go, learner ranks.
+
+A worker's death is seen by the call that was in flight: it is counted, the worker is left alone
+until its replacement answers, and the call goes to the next free one. Ray restarts the actor but
+does not retry its calls, because it would hide how many deaths a sample has seen.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.exceptions import (
+    ActorDiedError,
+    ActorUnavailableError,
+    ObjectLostError,
+    RayTaskError,
+)
+
+from cluster.clocks import Meter
+from cluster.pools import ObjectGone, WorkerLost, bind
+
+log = logging.getLogger(__name__)
+
+DEATHS = (ActorDiedError, ActorUnavailableError)
+MAX_BIRTHS = 2
+"""A worker whose actor is gone for good, such as one whose constructor raises, is spawned anew this
+many times."""
+REVIVAL_POLL_S = 0.1
+
+
+@dataclass(slots=True, eq=False)
+class _Member:
+    """A worker's place in a pool."""
+
+    index: int
+    actor: Any
+    births: int = 0
+    draining: bool = False
+    repairing: bool = False
+
+
+class RayPool:
+    """Actors of one class; a free one takes the next call."""
+
+    def __init__(
+        self,
+        name: str,
+        spawn: Callable[[int], Any],
+        workers: int,
+        max_deaths: int = 3,
+        admission: str | None = None,
+    ) -> None:
+        """`spawn(index)` starts an actor; `admission` names a method that a worker which joins
+        later must answer before it gets work; a call in flight at `max_deaths` deaths is given up.
+        """
+        self.name = name
+        self.meter = Meter(workers)
+        self.max_deaths = max_deaths
+        self.pending = 0
+        """Workers that were asked for and do not work yet."""
+        self.deaths = 0
+        """Calls that lost their worker."""
+        self._spawn, self._admission = spawn, admission
+        self._next_index = workers
+        self._members = [_Member(index, spawn(index)) for index in range(workers)]
+        self._idle: asyncio.Queue[_Member | None] = asyncio.Queue()
+        for member in self._members:
+            self._idle.put_nowait(member)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._failure = ""
+        self._closed = False
+
+    @property
+    def size(self) -> int:
+        """Workers that take calls, or will again when they are restarted."""
+        return sum(not member.draining for member in self._members)
+
+    @property
+    def actors(self) -> tuple[Any, ...]:
+        """Their handles."""
+        return tuple(member.actor for member in self._members if not member.draining)
+
+    async def call(
+        self, method: str, *args: Any, returns: int = 1, timeout_s: float | None = None
+    ) -> Any:
+        """See `cluster.pools.Pool.call`. A worker that is too slow is killed and restarted."""
+        lost = ""
+        for _ in range(self.max_deaths):
+            member = await self._acquire()
+            started = time.perf_counter()
+            try:
+                return await asyncio.wait_for(
+                    _invoke(member.actor, method, bind(args), returns), timeout_s
+                )
+            except DEATHS as error:
+                lost = _first_line(error)
+                self.deaths += 1
+                log.warning("%s: a worker died in %s: %s", self.name, method, lost)
+                self._repair(member)
+            except (TimeoutError, asyncio.CancelledError):
+                # Its answer is of no use to anybody, and it may never come.
+                ray.kill(member.actor, no_restart=False)
+                self._repair(member)
+                raise
+            finally:
+                self.meter.change(busy=-1)
+                self.meter.ended(time.perf_counter() - started)
+                self._give_back(member)
+        raise WorkerLost(
+            f"{self.name}.{method} was given up: {self.max_deaths} workers died while they ran it; "
+            f"the last one because: {lost}"
+        )
+
+    async def call_all(
+        self,
+        method: str,
+        arguments: Sequence[tuple[Any, ...]],
+        returns: int = 1,
+        limit_s: float | None = None,
+    ) -> list[Any]:
+        """See `cluster.pools.Pool.call_all`; a worker that dies is waited for and asked again."""
+        members = [member for member in self._members if not member.draining]
+
+        async def ask(member: _Member, args: tuple[Any, ...]) -> Any:
+            for _ in range(self.max_deaths):
+                try:
+                    return await _invoke(member.actor, method, args, returns)
+                except DEATHS as error:
+                    lost = _first_line(error)
+                    await self._revive(member)
+            raise WorkerLost(f"a {self.name} worker died again and again in {method}: {lost}")
+
+        asked = [ask(m, args) for m, args in zip(members, arguments, strict=True)]
+        return list(await asyncio.wait_for(asyncio.gather(*asked), limit_s))
+
+    async def fetch(self, ref: Any) -> Any:
+        """See `cluster.pools.Pool.fetch`."""
+        return await _fetch(ref)
+
+    async def store(self, value: Any) -> Any:
+        """See `cluster.pools.Pool.store`."""
+        return ray.put(value)
+
+    def grow(self) -> None:
+        """Ask for one more worker; it joins when it has started and passed its admission. Until the
+        cluster has room its actor is pending, which an autoscaler sees as demand."""
+        self.pending += 1
+        self._next_index += 1
+        self._start(self._join(_Member(self._next_index - 1, self._spawn(self._next_index - 1))))
+
+    def drain(self) -> None:
+        """Let the youngest worker finish its call and leave."""
+        member = max((m for m in self._members if not m.draining), key=lambda m: m.index)
+        member.draining = True
+        self.meter.change(workers=0 if member.repairing else -1)
+        # An idle one is met in the queue by the next call that looks for a worker; it would stay
+        # until then, so it is looked for here.
+        idle = [self._idle.get_nowait() for _ in range(self._idle.qsize())]
+        for other in idle:
+            if other is member:
+                self._retire(member)
+            else:
+                self._idle.put_nowait(other)
+
+    def close(self) -> None:
+        """Kill every worker."""
+        self._closed = True
+        for task in self._tasks:
+            task.cancel()
+        for member in self._members:
+            ray.kill(member.actor)
+
+    async def _acquire(self) -> _Member:
+        self.meter.change(waiting=1)
+        try:
+            member = await self._idle.get()
+        finally:
+            self.meter.change(waiting=-1)
+        if member is None:
+            self._idle.put_nowait(None)
+            raise WorkerLost(self._failure)
+        self.meter.change(busy=1)
+        return member
+
+    def _give_back(self, member: _Member) -> None:
+        if member.draining:
+            self._retire(member)
+        elif not member.repairing:
+            self._idle.put_nowait(member)
+
+    def _retire(self, member: _Member) -> None:
+        if member in self._members:
+            self._members.remove(member)
+            ray.kill(member.actor)
+
+    def _repair(self, member: _Member) -> None:
+        """Bring a worker back in the background; it takes no calls until then."""
+        if member.draining or self._closed:
+            return
+        member.repairing = True
+        self.meter.change(workers=-1)
+        self._start(self._repaired(member))
+
+    async def _repaired(self, member: _Member) -> None:
+        alive = await self._revive(member)
+        member.repairing = False
+        if member.draining:
+            self._retire(member)
+        elif alive:
+            self.meter.change(workers=1)
+            self._idle.put_nowait(member)
+
+    async def _revive(self, member: _Member) -> bool:
+        """Wait until a worker answers again; False where it is gone for good."""
+        while not self._closed:
+            try:
+                await member.actor.__ray_ready__.remote()
+                return True
+            except ActorUnavailableError:
+                await asyncio.sleep(REVIVAL_POLL_S)
+            except ActorDiedError as error:
+                if member.draining:
+                    return False
+                if member.births == MAX_BIRTHS:
+                    self._bury(member, _first_line(error))
+                    return False
+                member.births += 1
+                member.actor = self._spawn(member.index)
+        return False
+
+    def _bury(self, member: _Member, reason: str) -> None:
+        self._members.remove(member)
+        log.warning("%s: a worker does not start again: %s", self.name, reason)
+        if not self._members:
+            self._failure = f"no {self.name} worker is left; the last one: {reason}"
+            self._idle.put_nowait(None)
+
+    async def _join(self, member: _Member) -> None:
+        try:
+            alive = await self._revive(member)
+            if alive and self._admission is not None:
+                await _invoke(member.actor, self._admission, (), 1)
+        except Exception as error:  # a worker that does not pass is not let in, whatever the reason
+            log.warning("%s: a further worker was not admitted: %s", self.name, _first_line(error))
+            ray.kill(member.actor)
+            return
+        finally:
+            self.pending -= 1
+        if alive:
+            self._members.append(member)
+            self.meter.change(workers=1)
+            self._idle.put_nowait(member)
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+class RayRanks:
+    """The learner's ranks: called together, and replaced together, since a process group does not
+    heal."""
+
+    def __init__(self, name: str, spawn_all: Callable[[], list[Any]], straggler_s: float) -> None:
+        """`spawn_all` starts one actor per rank on a meeting point of its own. After the first
+        answer to a call the others have `straggler_s` to answer: the ranks work in step."""
+        self.name = name
+        self._spawn_all = spawn_all
+        self._straggler_s = straggler_s
+        self.actors = spawn_all()
+        self.meter = Meter(1)
+
+    @property
+    def size(self) -> int:
+        """Ranks."""
+        return len(self.actors)
+
+    async def call(
+        self, method: str, *args: Any, returns: int = 1, timeout_s: float | None = None
+    ) -> Any:
+        """Ranks are never called alone."""
+        raise NotImplementedError(f"{self.name}.{method}: ranks are called together")
+
+    async def call_all(
+        self,
+        method: str,
+        arguments: Sequence[tuple[Any, ...]],
+        returns: int = 1,
+        limit_s: float | None = None,
+    ) -> list[Any]:
+        """See `cluster.pools.Pool.call_all`. Raises WorkerLost where a rank died, TimeoutError
+        where one does not answer although another did, or within `limit_s`."""
+        calls = [
+            asyncio.ensure_future(_invoke(actor, method, args, returns))
+            for actor, args in zip(self.actors, arguments, strict=True)
+        ]
+        try:
+            await asyncio.wait(calls, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
+            if not any(call.done() for call in calls):
+                raise TimeoutError(f"no rank answered {method} within {limit_s} s")
+            await asyncio.wait(
+                calls, timeout=self._straggler_s, return_when=asyncio.FIRST_EXCEPTION
+            )
+            for call in calls:
+                if call.done():
+                    call.result()
+            if not all(call.done() for call in calls):
+                silent = [rank for rank, call in enumerate(calls) if not call.done()]
+                raise TimeoutError(
+                    f"ranks {silent} did not answer {method} within {self._straggler_s:g} s of "
+                    "the others"
+                )
+            return [call.result() for call in calls]
+        except DEATHS as error:
+            raise WorkerLost(
+                f"a {self.name} rank died in {method}: {_first_line(error)}"
+            ) from error
+        finally:
+            for call in calls:
+                call.cancel()
+
+    async def fetch(self, ref: Any) -> Any:
+        """See `cluster.pools.Pool.fetch`."""
+        return await _fetch(ref)
+
+    async def store(self, value: Any) -> Any:
+        """See `cluster.pools.Pool.store`."""
+        return ray.put(value)
+
+    async def restart(self) -> None:
+        """Kill every rank, frozen ones too, and start as many."""
+        self.close()
+        self.actors = await asyncio.to_thread(self._spawn_all)
+
+    def close(self) -> None:
+        """Kill every rank."""
+        for actor in self.actors:
+            ray.kill(actor)
+
+
+async def _invoke(actor: Any, method: str, args: tuple[Any, ...], returns: int) -> Any:
+    refs = getattr(actor, method).options(num_returns=returns).remote(*args)
+    try:
+        if returns == 1:
+            return await refs
+        return (await refs[0], *refs[1:])
+    except ObjectLostError as error:
+        raise ObjectGone(_first_line(error)) from error
+    except RayTaskError as error:
+        if isinstance(error.cause, ObjectLostError):
+            raise ObjectGone(_first_line(error.cause)) from error
+        # What the method raised, as under --local; the remote traceback stays attached.
+        raise error.cause from error
+
+
+async def _fetch(ref: Any) -> Any:
+    try:
+        return await ref
+    except ObjectLostError as error:
+        raise ObjectGone(_first_line(error)) from error
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).splitlines()
+    return lines[0] if lines else type(error).__name__

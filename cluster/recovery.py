@@ -1,0 +1,162 @@
+"""The learner as the loop sees it: its ranks may die, its weights do not.
+
+Batches stay held until a durable checkpoint covers them. When a rank dies, freezes or loses touch,
+all ranks are replaced, load the newest durable checkpoint and train on the held batches again, in
+order. Where that gives the same bits the run goes on as if nothing had happened; where it does not
+(matrix products of a GPU need not), it opens a lineage, so that groups drawn from the weights that
+were lost are not taken for current ones.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from cluster.checkpoint import CheckpointStore, RunState
+from cluster.collect import Batch
+from cluster.config import RunStopped
+from cluster.pools import Learner, LearnerLost, ObjectGone, Published, Rollouts
+from cluster.versions import Lineages
+from learner.rank import StepReport
+
+T = TypeVar("T")
+
+MAX_RECOVERIES = 3
+"""Recoveries in a row, without a step between them, that stop the run."""
+
+MAX_LOSSES = 3
+"""Times that a batch's trajectories may be lost and made again."""
+
+
+class AccountError(RunStopped):
+    """Weights that were loaded are not those that the checkpoint speaks of."""
+
+
+@dataclass(slots=True)
+class _Held:
+    """A batch that was trained on and that no durable checkpoint covers."""
+
+    step: int
+    batch: Batch
+    checksum: str = ""
+    """Of the weights after it; empty before they were published."""
+
+
+class DurableLearner:
+    """Collective calls that are repeated on fresh ranks when the ranks are lost."""
+
+    def __init__(
+        self,
+        learner: Learner,
+        rollouts: Rollouts,
+        checkpoints: CheckpointStore,
+        say: Callable[[str], None],
+    ) -> None:
+        self.learner = learner
+        self.recoveries = 0
+        """Times that all ranks were replaced."""
+        self.lineages = Lineages()
+        self._rollouts, self._checkpoints, self._say = rollouts, checkpoints, say
+        self._base = 0
+        self._held: list[_Held] = []
+        self._in_a_row = 0
+
+    async def start(self, state: RunState) -> Published:
+        """Bring the ranks to a checkpoint's state and publish its weights.
+
+        Raises AccountError where they were trained on something else than `state` says.
+        """
+        self._base, self.lineages = state.step, state.lineages
+        await self._guarded(lambda: self._load(state.account))
+        return await self.publish(state.step)
+
+    async def step(self, step: int, batch: Batch) -> StepReport:
+        """Train on a batch, once, whatever dies meanwhile."""
+        meter = self.learner.ranks.meter
+        meter.change(busy=1)
+        try:
+            report = await self._guarded(lambda: self._step(step, batch))
+        finally:
+            meter.change(busy=-1)
+        self._held.append(_Held(step, batch))
+        self._in_a_row = 0
+        return report
+
+    async def publish(self, step: int) -> Published:
+        """The weights after `step` updates, under the current lineage."""
+        published = await self._guarded(lambda: self.learner.publish(step, self.lineages.current))
+        if self._held:
+            self._held[-1].checksum = published.version.checksum
+        return published
+
+    async def begin_save(self, url: str) -> None:
+        """See `Learner.begin_save`."""
+        await self._guarded(lambda: self.learner.begin_save(url))
+
+    def durable(self, step: int) -> None:
+        """A checkpoint of `step` exists: the batches before it are let go."""
+        self._base = step
+        self._held = [held for held in self._held if held.step >= step]
+
+    async def _guarded(self, call: Callable[[], Awaitable[T]]) -> T:
+        while True:
+            try:
+                return await call()
+            except LearnerLost as lost:
+                await self._recover(lost)
+
+    async def _recover(self, lost: LearnerLost) -> None:
+        while True:
+            self.recoveries += 1
+            self._in_a_row += 1
+            if self._in_a_row > MAX_RECOVERIES:
+                raise lost
+            self._say(
+                f"{lost}; replacing all ranks, from step {self._base}, and repeating "
+                f"{len(self._held)} steps"
+            )
+            try:
+                await self.learner.restart()
+                await self._load(None)
+                await self._replay()
+                return
+            except LearnerLost as again:
+                lost = again
+
+    async def _load(self, account: str | None) -> None:
+        if self._base:
+            await self.learner.load(self._checkpoints.learner_url(self._base))
+        if account is not None and (found := await self.learner.account()) != account:
+            raise AccountError(
+                f"the weights of step {self._base} were trained on other samples (account "
+                f"{found[:12]}) than the checkpoint's state says ({account[:12]})"
+            )
+
+    async def _replay(self) -> None:
+        same = True
+        for held in self._held:
+            await self._step(held.step, held.batch)
+            if held.checksum:
+                version = (await self.learner.publish(held.step + 1, "replay")).version
+                same = same and version.checksum == held.checksum
+        if not same:
+            self.lineages = self.lineages.branch(secrets.token_hex(4), self._base)
+            self._say(f"the repeated steps gave other bits: lineage {self.lineages.current}")
+
+    async def _step(self, step: int, batch: Batch) -> StepReport:
+        for _ in range(MAX_LOSSES):
+            try:
+                return await self.learner.step(step, batch.groups, batch.trajectories)
+            except ObjectGone as gone:
+                self._say(f"trajectories of step {step} were lost ({gone}); rolling out again")
+                await self._roll_out_again(batch)
+        return await self.learner.step(step, batch.groups, batch.trajectories)
+
+    async def _roll_out_again(self, batch: Batch) -> None:
+        """The same requests with the same weights give the same trajectories."""
+        for group in batch.groups:
+            record = batch.records[group.group]
+            record.rollout = await self._rollouts.rollout(record.request, record.rollout.published)
+        batch.refresh()

@@ -1,0 +1,132 @@
+"""Checkpoints beside training: the ranks write copies, the coordinator commits, nothing waits.
+
+    begin     every rank copies its shard and starts to write; training goes on
+    commit    when all have written: in-flight groups, ledger, state.json, manifest (last)
+    durable   the batches before it are let go, older checkpoints are deleted
+
+One save is under way at a time. While the store fails, training goes on up to
+`checkpoint.max_unsaved_steps` beyond the newest durable checkpoint, and pauses there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+from cluster.checkpoint import CheckpointStore, RunState, is_transient
+from cluster.config import RunConfig, RunStopped, fingerprint
+from cluster.inflight import Waiting, write_in_flight
+from cluster.ledger import Ledger
+from cluster.pools import LearnerLost, Pool
+from cluster.recovery import DurableLearner
+
+POLL_S = 0.1
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
+
+
+class SaveFailed(RunStopped):
+    """The store refuses, for a reason that waiting does not mend."""
+
+
+class Saver:
+    """Makes the run's state durable; the loop's only way to write a checkpoint."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        checkpoints: CheckpointStore,
+        ledger: Ledger,
+        learner: DurableLearner,
+        pool: Pool,
+        say: Callable[[str], None],
+    ) -> None:
+        """`pool` fetches the trajectories of groups in flight."""
+        self.durable = 0
+        """Step of the newest durable checkpoint; 0 for none."""
+        self.seconds = 0.0
+        """Duration of the newest save, from copy to manifest."""
+        self._config, self._checkpoints = config, checkpoints
+        self._ledger, self._learner, self._pool, self._say = ledger, learner, pool, say
+        self._task: asyncio.Task[None] | None = None
+        self._overdue = False
+        self._pause_s = FIRST_PAUSE_S
+
+    async def save_if_due(self, state: RunState, waiting: Callable[[], Waiting]) -> None:
+        """Start a save every `checkpoint.every` steps, or as soon as the one before has ended."""
+        last = state.step == self._config.steps
+        self._overdue |= last or state.step % self._config.checkpoint.every == 0
+        if self._task is not None and self._task.done():
+            self._task.result()
+        if self._overdue and (self._task is None or self._task.done()):
+            await self._begin(state, waiting)
+
+    async def hold_back(self, state: RunState, waiting: Callable[[], Waiting]) -> None:
+        """Return when there is room for one more unsaved step."""
+        while state.step - self.durable >= self._config.checkpoint.unsaved_limit:
+            await self.finish(state, waiting, at_least=self.durable + 1)
+
+    async def finish(
+        self, state: RunState, waiting: Callable[[], Waiting], at_least: int | None = None
+    ) -> None:
+        """Return when a checkpoint of `at_least` (the state's step) is durable."""
+        wanted = state.step if at_least is None else at_least
+        while True:
+            if self._task is not None:
+                await self._task
+            if self.durable >= wanted:
+                return
+            if self._overdue and self._pause_s > FIRST_PAUSE_S:
+                self._say(
+                    f"step {state.step} waits for a durable checkpoint (the newest is of step "
+                    f"{self.durable}); trying again in {self._pause_s / 2:g} s"
+                )
+                await asyncio.sleep(self._pause_s / 2)
+            await self._begin(state, waiting)
+
+    async def _begin(self, state: RunState, waiting: Callable[[], Waiting]) -> None:
+        self._overdue = False
+        kept = waiting()
+        pending = self._ledger.pending()
+        started = time.perf_counter()
+        try:
+            url = await asyncio.to_thread(self._checkpoints.begin, state.step)
+            await self._learner.begin_save(url)
+        except Exception as error:
+            self._failed(state.step, error)
+            return
+
+        async def complete() -> None:
+            try:
+                while not await self._learner.learner.saved(0.0):
+                    await asyncio.sleep(POLL_S)
+                # Refs are read here, in the loop; everything slow happens in a thread.
+                await write_in_flight(self._checkpoints.url(state.step), self._pool, kept)
+                head = await asyncio.to_thread(
+                    self._ledger.write, state.step, state.lineages.current, pending
+                )
+                saved = state.model_copy(update={"ledger": head})
+                await asyncio.to_thread(self._commit, saved)
+            except Exception as error:
+                self._failed(state.step, error)
+                return
+            self._ledger.flushed(head, pending)
+            self._learner.durable(state.step)
+            self.durable, self._pause_s = state.step, FIRST_PAUSE_S
+            self.seconds = time.perf_counter() - started
+
+        self._task = asyncio.get_running_loop().create_task(complete())
+
+    def _commit(self, state: RunState) -> None:
+        self._checkpoints.commit(state.step, state, fingerprint(self._config))
+        self._checkpoints.retain(self._config.checkpoint.keep)
+
+    def _failed(self, step: int, error: Exception) -> None:
+        """Try again later what waiting may mend; stop for the rest."""
+        if not (isinstance(error, LearnerLost) or is_transient(error)):
+            raise SaveFailed(
+                f"the checkpoint of step {step} cannot be written: {type(error).__name__}: {error}"
+            ) from error
+        self._say(f"the checkpoint of step {step} failed ({error}); it will be repeated")
+        self._overdue = True
+        self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)

@@ -1,0 +1,74 @@
+"""Sizes of pools by tables: when they grow, when they shrink, and when they do neither."""
+
+from __future__ import annotations
+
+import pytest
+
+from cluster.config import SupervisionConfig
+from cluster.elastic import Decision, Demand, Memory, plan
+from rewards.config import PoolConfig
+
+CONFIG = SupervisionConfig(interval_s=1.0, grow_wait_s=2.0, shrink_after_s=5.0)
+LIMITS = PoolConfig(min_workers=1, max_workers=4)
+
+
+@pytest.mark.parametrize(
+    ("workers", "pending", "waiting", "service_s", "votes", "change", "votes_after"),
+    [
+        (1, 0, 4, 1.0, 0, 0, 1),  # 4 s of waiting, but for the first time
+        (1, 0, 4, 1.0, 1, 1, 0),  # again: 4 s of work in 2 s need two workers
+        (1, 0, 20, 1.0, 1, 2, 0),  # ten would be needed, it at most doubles and one more
+        (2, 1, 20, 1.0, 1, 1, 0),  # up to the limit, pending ones counted
+        (3, 1, 99, 1.0, 1, 0, 0),  # at the limit
+        (2, 0, 4, 1.0, 1, 0, 0),  # 2 s of waiting are within bounds: the vote is forgotten
+        (1, 0, 9, 0.0, 1, 0, 0),  # nothing is known of the duration of a call
+    ],
+)
+def test_growth(
+    workers: int,
+    pending: int,
+    waiting: int,
+    service_s: float,
+    votes: int,
+    change: int,
+    votes_after: int,
+) -> None:
+    demand = Demand(workers, pending, waiting, 1.0, service_s)
+    decision, memory = plan(demand, Memory(votes), LIMITS, CONFIG)
+    assert (decision.change, memory.votes) == (change, votes_after)
+
+
+@pytest.mark.parametrize(
+    ("workers", "pending", "waiting", "busy_share", "slack_s", "change", "slack_after"),
+    [
+        (3, 0, 0, 0.5, 4.0, -1, 0.0),  # 1.5 busy, two would be busy for 75 %
+        (3, 0, 0, 0.5, 3.0, 0, 4.0),  # not for long enough
+        (3, 0, 0, 0.6, 4.0, 0, 0.0),  # two would be busy for 90 %
+        (3, 0, 1, 0.1, 4.0, 0, 0.0),  # something waits
+        (3, 1, 0, 0.1, 4.0, 0, 0.0),  # one is on its way
+        (1, 0, 0, 0.0, 99.0, 0, 0.0),  # the least that there may be
+    ],
+)
+def test_shrinking(
+    workers: int,
+    pending: int,
+    waiting: int,
+    busy_share: float,
+    slack_s: float,
+    change: int,
+    slack_after: float,
+) -> None:
+    demand = Demand(workers, pending, waiting, busy_share, 0.1)
+    decision, memory = plan(demand, Memory(0, slack_s), LIMITS, CONFIG)
+    assert (decision.change, memory.slack_s) == (change, slack_after)
+
+
+def test_a_steady_load_leaves_the_pool_alone() -> None:
+    """Hysteresis: a load that two workers just carry neither grows nor shrinks the pool."""
+    memory, changes = Memory(), []
+    for second in range(120):
+        demand = Demand(2, 0, second % 3, 0.85, 0.5)
+        decision, memory = plan(demand, memory, LIMITS, CONFIG)
+        changes.append(decision.change)
+    assert set(changes) == {0}
+    assert isinstance(decision, Decision)

@@ -1,0 +1,280 @@
+"""The real loop over simulated stages: overlap, staleness, what survives, what the audit says.
+
+Not covered: Ray (test_survival.py), tensors (test_local_run.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.simulated import (
+    Durations,
+    SimulatedRanks,
+    rows,
+    simulated_trainer,
+    simulated_workers,
+)
+from cluster.audit import AuditReport, audit_run
+from cluster.checkpoint import CheckpointStore, RunState
+from cluster.config import RunConfig
+from cluster.recovery import AccountError
+from cluster.saving import Saver
+
+Build = Callable[..., RunConfig]
+FAST = Durations(0.002, 0.002, learner_s=0.004)
+LOOP = ("steps=6", "schedule.main_steps=3", "schedule.dynamic_steps=2", "rewards.artifacts.keep=0")
+
+
+def run(
+    config: RunConfig, ranks: SimulatedRanks | None = None, durations: Durations = FAST
+) -> tuple[RunState, list[str]]:
+    """Train a simulated run from where it is; its state and what it said."""
+    said: list[str] = []
+
+    async def train() -> RunState:
+        workers = simulated_workers(config, durations, ranks)
+        trainer, state = simulated_trainer(config, workers, said.append)
+        return await trainer.train(state)
+
+    return asyncio.run(train()), said
+
+
+def in_order(config: RunConfig) -> AuditReport:
+    report = audit_run(config.run)
+    assert report.findings == ()
+    assert (report.lost, report.double) == ((), ())
+    assert report.trained == config.steps * config.rollout.groups_per_step
+    return report
+
+
+@pytest.mark.parametrize("staleness", [0, 1, 2])
+def test_every_group_trains_once_and_none_is_too_old(smallest: Build, staleness: int) -> None:
+    config = smallest(*LOOP, f"max_staleness={staleness}", "rollout.workers=3")
+    state, _ = run(config)
+    assert state.step == 6
+    in_order(config)
+    ages = [row["age"] for row in rows(config)]
+    assert max(age["mean"] for age in ages) <= staleness
+    assert [row["phase"] for row in rows(config)] == ["main"] * 3 + ["dynamic"] * 2 + ["main"]
+    if staleness:
+        assert sum(age["mean"] for age in ages) > 0, "nothing overlapped"
+
+
+def test_stages_overlap_and_the_slowest_is_named(smallest: Build) -> None:
+    """Learner 150 ms a step, rollouts 2 x 60 ms on one worker: synchronous at least 270 ms a step,
+    overlapped little more than 150."""
+    times: dict[int, float] = {}
+    for staleness in (0, 1):
+        config = smallest(
+            *LOOP, f"max_staleness={staleness}", "rollout.workers=1", name=f"s{staleness}"
+        )
+        run(config, durations=Durations(0.06, 0.001, learner_s=0.15))
+        steady = rows(config)[1:]
+        times[staleness] = sum(row["seconds"]["step"] for row in steady) / len(steady)
+        clocks = [row["stages"]["rollout"] for row in steady]
+        for clock in clocks:
+            total = clock["busy_s"] + clock["starved_s"] + clock["blocked_s"]
+            assert clock["blocked_s"] > 0
+            assert total > 0.12
+        named = [row["bottleneck"] for row in steady]
+        assert named.count("learner") > len(named) / 2
+    assert times[0] > 0.268
+    assert times[1] < 0.8 * times[0]
+
+
+def test_synchronous_draws_do_not_depend_on_who_is_faster(smallest: Build) -> None:
+    accounts = set()
+    for workers, durations in ((1, FAST), (3, Durations(0.001, 0.004))):
+        config = smallest(*LOOP, f"rollout.workers={workers}", name=f"w{workers}")
+        accounts.add(run(config, durations=durations)[0].account)
+    assert len(accounts) == 1
+
+
+@pytest.mark.parametrize("staleness", [0, 1])
+@pytest.mark.parametrize(
+    "fail_at",
+    [
+        [("step", 0)],
+        [("step", 3)],
+        [("weights", 4)],
+        [("begin_save", -1)],
+        [("saved", -1)],
+        [("step", 2), ("weights", 1), ("step", 4), ("load", -1)],
+    ],
+    ids=lambda fail_at: "+".join(f"{method}{step}" for method, step in fail_at),
+)
+def test_lost_ranks_are_replaced_and_repeat_what_no_checkpoint_covers(
+    smallest: Build, fail_at: list[tuple[str, int]], staleness: int
+) -> None:
+    """With max_staleness 0 the run ends with the weights of an undisturbed one."""
+    options = (*LOOP, "checkpoint.every=2", f"max_staleness={staleness}")
+    config = smallest(*options, name="disturbed")
+    ranks = SimulatedRanks(config, FAST, fail_at=list(fail_at))
+    state, said = run(config, ranks)
+    assert ranks.fail_at == []
+    # A save that fails is repeated; the ranks are replaced when the loop next calls them.
+    assert ranks.restarts >= (0 if fail_at == [("saved", -1)] else 1)
+    in_order(config)
+    if staleness == 0:
+        undisturbed, _ = run(smallest(*options, name="undisturbed"))
+        assert state.weights_checksum == undisturbed.weights_checksum
+        assert state.account == undisturbed.account
+    if ("step", 3) in fail_at:
+        assert any("replacing all ranks" in line for line in said)
+
+
+def test_ranks_that_repeat_with_other_bits_open_a_lineage(smallest: Build) -> None:
+    config = smallest(*LOOP, "checkpoint.every=100", "max_staleness=1")
+    ranks = SimulatedRanks(config, FAST, fail_at=[("step", 3)])
+    restart = ranks.restart
+
+    async def other_bits() -> None:
+        await restart()
+        ranks.publish_bits = "an unlike sum"
+
+    ranks.restart = other_bits  # type: ignore[method-assign]
+    state, said = run(config, ranks)
+    assert len(state.lineages.starts) == 2
+    assert state.lineages.starts[1][1] == 0
+    assert any("gave other bits" in line for line in said)
+    report = audit_run(config.run)
+    assert (report.lost, report.double) == ((), ())
+    assert report.dropped.get("orphaned", 0) + report.trained >= 12
+
+
+def test_three_losses_in_a_row_stop_the_run(smallest: Build) -> None:
+    from cluster.pools import LearnerLost
+
+    config = smallest(*LOOP)
+    ranks = SimulatedRanks(config, FAST, fail_at=[("step", 1)] * 9)
+    with pytest.raises(LearnerLost, match="step"):
+        run(config, ranks)
+
+
+class Crash(BaseException):
+    """Stands for the end of the coordinator's process."""
+
+
+@pytest.mark.parametrize("staleness", [0, 1])
+@pytest.mark.parametrize("phase", ["batch", "step", "weights", "begin_save", "write", "commit"])
+def test_a_coordinator_that_ends_in_any_phase_is_resumed_to_the_same_weights(
+    smallest: Build, monkeypatch: pytest.MonkeyPatch, phase: str, staleness: int
+) -> None:
+    """Between the lines: `write` is after the shards and before the ledger, `commit` after the
+    ledger and before the manifest. Real kills are in test_survival.py."""
+    options = (*LOOP, f"max_staleness={staleness}", "checkpoint.every=2")
+    config = smallest(*options, name="crashed")
+    crashed = False
+
+    def crash_once(*args: Any, **kwargs: Any) -> None:
+        nonlocal crashed
+        if not crashed and CheckpointStore(config.run).newest_valid().checkpoint is not None:
+            crashed = True
+            raise Crash
+
+    from cluster.collect import Collector
+    from cluster.ledger import Ledger
+
+    target, name = {
+        "batch": (Collector, "batch"),
+        "step": (SimulatedRanks, "step"),
+        "weights": (SimulatedRanks, "weights"),
+        "begin_save": (SimulatedRanks, "begin_save"),
+        "write": (Ledger, "write"),
+        "commit": (CheckpointStore, "commit"),
+    }[phase]
+    original: Any = getattr(target, name)
+
+    if asyncio.iscoroutinefunction(original):
+
+        async def slow(self: Any, *args: Any, **kwargs: Any) -> Any:
+            crash_once()
+            return await original(self, *args, **kwargs)
+
+        monkeypatch.setattr(target, name, slow)
+    else:
+
+        def quick(self: Any, *args: Any, **kwargs: Any) -> Any:
+            crash_once()
+            return original(self, *args, **kwargs)
+
+        monkeypatch.setattr(target, name, quick)
+    with pytest.raises(Crash):
+        run(config)
+    assert crashed
+    state, said = run(config)
+    assert any("resuming" in line for line in said)
+    in_order(config)
+    assert [row["step"] for row in rows(config)] == list(range(6))
+    if staleness == 0:
+        whole, _ = run(smallest(*options, name="whole"))
+        assert state.weights_checksum == whole.weights_checksum
+
+
+def test_weights_of_another_history_than_the_state_are_refused(smallest: Build) -> None:
+    config = smallest(*LOOP, "steps=2")
+    run(config)
+    store = CheckpointStore(config.run)
+    found = store.newest_valid().checkpoint
+    assert found is not None
+    forged = found.state.model_copy(update={"account": "f" * 64})
+    store.commit(2, forged, found.config)
+    with pytest.raises(AccountError, match="trained on other samples"):
+        run(smallest(*LOOP, "steps=4"))
+
+
+def test_training_pauses_at_max_unsaved_steps_while_the_store_fails(
+    smallest: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = smallest(*LOOP, "checkpoint.every=1", "checkpoint.max_unsaved_steps=2")
+    monkeypatch.setattr("cluster.saving.FIRST_PAUSE_S", 0.02)
+    commit = Saver._commit
+    unsaved: list[int] = []
+    failures = 3
+
+    def failing(self: Saver, state: RunState) -> None:
+        nonlocal failures
+        unsaved.append(state.step - self.durable)
+        if failures:
+            failures -= 1
+            raise OSError("503 slow down")
+        commit(self, state)
+
+    monkeypatch.setattr(Saver, "_commit", failing)
+    state, said = run(config)
+    assert state.step == 6
+    assert max(unsaved) == 2
+    assert sum("503 slow down" in line for line in said) == 3
+    assert any("waits for a durable checkpoint" in line for line in said)
+    in_order(config)
+
+
+def test_sigterm_leaves_a_checkpoint_and_the_run_goes_on(smallest: Build) -> None:
+    config = smallest(*LOOP, "checkpoint.every=100", "max_staleness=1", "steps=8")
+    slow = Durations(0.02, 0.01, learner_s=0.03)
+    said: list[str] = []
+
+    async def train() -> RunState:
+        workers = simulated_workers(config, slow)
+        trainer, state = simulated_trainer(config, workers, said.append)
+        asyncio.get_running_loop().call_later(0.25, os.kill, os.getpid(), signal.SIGTERM)
+        return await trainer.train(state)
+
+    state = asyncio.run(train())
+    assert 0 < state.step < 8
+    assert any("SIGTERM" in line for line in said)
+    newest = CheckpointStore(config.run).newest_valid().checkpoint
+    assert newest is not None
+    assert newest.step == state.step
+    assert audit_run(config.run).findings == ()
+    final, _ = run(config)
+    assert final.step == 8
+    in_order(config)
+    assert not list(Path(config.run).glob("**/*.partial"))
