@@ -57,6 +57,18 @@ def velocity(
     return without + guidance_scale * (with_text - without)
 
 
+def _use_attention(transformer: wan.Transformer, backend: str) -> None:
+    """Switch diffusers' attention backend; ValueError where its package is not installed."""
+    try:
+        transformer.set_attention_backend(backend)
+    except (ImportError, RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"policy.attention = {backend!r} cannot be used here: {reason}; allowed everywhere: "
+            "'native'"
+        ) from error
+
+
 class Policy:
     """A loaded policy; `Policy.load` makes one."""
 
@@ -95,7 +107,7 @@ class Policy:
         matched = lora.add_lora(transformer, config.lora)
         nn.Module.to(transformer, device)
         if config.attention != "native":
-            transformer.set_attention_backend(config.attention)
+            _use_attention(transformer, config.attention)
         if config.compile:
             transformer.compile_repeated_blocks()
         vae = text = None

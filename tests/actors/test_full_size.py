@@ -183,3 +183,12 @@ def test_embeddings_do_not_depend_on_where_the_encoder_lives(
     assert torch.equal(moved.encode(texts), expected)
     with pytest.raises(ValueError, match="cannot encode"):
         moved.prepare(["another"])
+
+
+@pytest.mark.parametrize("backend", ["flash", "sage"])
+def test_an_attention_backend_that_is_not_installed_is_one_sentence(
+    policy_config: PolicyConfig, backend: str
+) -> None:
+    with pytest.raises(ValueError, match=rf"policy\.attention = '{backend}' cannot be") as caught:
+        Policy.load(policy_config.model_copy(update={"attention": backend}), "cpu")
+    assert "\n" not in str(caught.value)
