@@ -18,6 +18,7 @@ from cluster.config import (
     to_json,
 )
 from cluster.prompts_cli import add_prompts_command
+from cluster.report_cli import add_report_command
 from cluster.run_cli import add_run_commands
 
 
@@ -106,6 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     add_camera_command(commands)
     add_run_commands(commands)
     add_prompts_command(commands)
+    add_report_command(commands)
     return parser
 
 

@@ -110,6 +110,9 @@ class EvalConfig(BaseModel):
     """Steps between evaluations besides those before the first and after the last step; 0: none."""
     prompts: int = Field(default=16, ge=0, le=100_000)
     """Held-out (prompt, noise) pairs; 0 switches evaluation off."""
+    ema: bool = True
+    """Evaluate the running average of the weights beside the weights, where there is one
+    (`learner.ema_decay` > 0) and a step was done."""
 
 
 class MetricsConfig(BaseModel):
@@ -119,6 +122,10 @@ class MetricsConfig(BaseModel):
 
     prometheus: bool = True
     """Export gauges through Ray's own metrics endpoint (ignored by --local)."""
+    tracker: Literal["tensorboard", "wandb", "none"] = "tensorboard"
+    """Experiment tracker; `wandb` needs its package and reads its key from the environment."""
+    report_every_s: float = Field(default=60.0, ge=0, le=86400, allow_inf_nan=False)
+    """Least time between two refreshes of `report/index.html` during a run; 0: at its end only."""
 
 
 class PlacementConfig(BaseModel):

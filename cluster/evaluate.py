@@ -15,7 +15,7 @@ from cluster.collect import gather_or_cancel
 from cluster.config import RunConfig
 from cluster.metrics import MetricsLog, mean_spread
 from cluster.pools import Published, SampleScores, Workers
-from cluster.storage import RunFolder, has_evaluation, samples_folder
+from cluster.storage import RunFolder, has_evaluation, samples_folder, scores_file
 from cluster.video import encode_mp4
 from prompts.schema import Prompt
 from rewards.scoring import combine
@@ -72,8 +72,17 @@ class Evaluator:
         """Whether the scores of a step are stored; always, where evaluation is switched off."""
         return not self.pairs or has_evaluation(self.folder, step)
 
-    async def evaluate(self, step: int, weights: Published, workers: Workers) -> list[EvalSample]:
-        """Sample and score every pair; writes videos and `scores.json` of the step.
+    def wants_average(self, step: int) -> bool:
+        """Whether the running average of the weights is evaluated too: it is asked for, there is
+        one, and it can differ."""
+        averaged = self.config.eval.ema and self.config.learner.ema_decay > 0
+        return bool(step and averaged and self.pairs)
+
+    async def evaluate(
+        self, step: int, weights: Published, workers: Workers, average: bool = False
+    ) -> list[EvalSample]:
+        """Sample and score every pair; writes videos and `scores.json` of the step. Those of the
+        running `average` are stored beside, never in place of, the scores of the weights.
 
         A pair whose scoring fails is left out of the figures and counted in the row.
         """
@@ -95,9 +104,9 @@ class Evaluator:
         pool = workers.rollouts.pool
         for (prompt, seed), video in zip(self.pairs, videos, strict=True):
             data = await asyncio.to_thread(encode_mp4, await pool.fetch(video))
-            self.folder.write_bytes(f"{samples_folder(step)}/{prompt.id}_{seed}.mp4", data)
-        self._store(step, samples)
-        self._report(step, samples)
+            self.folder.write_bytes(video_file(step, prompt.id, seed, average), data)
+        self._store(step, samples, average)
+        self._report(step, samples, average)
         return samples
 
     def _sample(self, index: int, scores: SampleScores) -> EvalSample:
@@ -105,17 +114,17 @@ class Evaluator:
         total, parts = combine(scores.parts, self.config.rewards.weights, "main")
         return EvalSample(prompt.id, prompt.text, seed, total, parts, scores.raw)
 
-    def _store(self, step: int, samples: Sequence[EvalSample]) -> None:
+    def _store(self, step: int, samples: Sequence[EvalSample], average: bool) -> None:
         rows = [
             {**asdict(sample), "parts": dict(sample.parts), "raw": dict(sample.raw)}
             for sample in samples
         ]
-        self.folder.write_text(f"{samples_folder(step)}/scores.json", json.dumps(rows, indent=1))
+        self.folder.write_text(scores_file(step, average), json.dumps(rows, indent=1))
 
-    def _report(self, step: int, samples: Sequence[EvalSample]) -> None:
+    def _report(self, step: int, samples: Sequence[EvalSample], average: bool) -> None:
         names = sorted({name for sample in samples for name in sample.parts})
         row: dict[str, Any] = {
-            "kind": "eval",
+            "kind": "ema" if average else "eval",
             "step": step,
             "reward": mean_spread(sample.total for sample in samples),
             "parts": {
@@ -130,15 +139,21 @@ class Evaluator:
         }
         self.metrics.write(row)
         parts = " ".join(f"{name} {row['parts'][name]['mean']:.3f}" for name in names)
+        what = "averaged weights" if average else "eval"
         self.metrics.say(
-            f"eval after {step} steps: R {row['reward'].get('mean', float('nan')):.3f} | {parts} "
+            f"{what} after {step} steps: R {row['reward'].get('mean', float('nan')):.3f} | {parts} "
             f"({len(samples)} of {len(self.pairs)} pairs)"
         )
 
 
-def load_evaluation(folder: RunFolder, step: int) -> list[EvalSample]:
+def video_file(step: int, prompt_id: str, seed: int, average: bool = False) -> str:
+    """Where the video of a held-out pair is, relative to the run."""
+    return f"{samples_folder(step)}/{'ema_' if average else ''}{prompt_id}_{seed}.mp4"
+
+
+def load_evaluation(folder: RunFolder, step: int, average: bool = False) -> list[EvalSample]:
     """Scores stored by an evaluation; FileNotFoundError when the step was not evaluated."""
-    rows = json.loads(folder.read_text(f"{samples_folder(step)}/scores.json"))
+    rows = json.loads(folder.read_text(scores_file(step, average)))
     return [EvalSample(**row) for row in rows]
 
 

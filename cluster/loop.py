@@ -157,6 +157,7 @@ class Trainer:
         clocks = stage_clocks(self.workers)
         self.metrics.write(step_row(phase, batch, report, clocks, time.perf_counter() - started))
         await self._keep(step, phase, batch)
+        self.metrics.refresh_report()
         return state, weights
 
     async def _keep(self, step: int, phase: Phase, batch: Batch) -> None:
@@ -203,9 +204,16 @@ class Trainer:
             return
         for _ in range(MAX_LOSSES):
             with contextlib.suppress(ObjectGone):
-                await self._give_up_if_stopped(self.evaluator.evaluate(step, weights, self.workers))
+                await self._give_up_if_stopped(self._evaluate(step, weights))
                 return
         raise RunStopped(f"the videos of the evaluation of step {step} were lost again and again")
+
+    async def _evaluate(self, step: int, weights: Published) -> None:
+        await self.evaluator.evaluate(step, weights, self.workers)
+        if self.evaluator.wants_average(step):
+            average = await self.learner.publish_average(step)
+            await self.evaluator.evaluate(step, average, self.workers, average=True)
+        self.metrics.refresh_report()
 
     @contextlib.contextmanager
     def _on_sigterm(self) -> Iterator[None]:

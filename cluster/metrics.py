@@ -13,7 +13,9 @@ from typing import Any
 from cluster.clocks import StageClock, bottleneck
 from cluster.collect import Batch
 from cluster.pools import Workers
+from cluster.report.refresh import Refresher
 from cluster.storage import RunFolder
+from cluster.trackers import Tracker
 from learner.rank import StepReport
 
 REWARD_STAGES = ("reconstruction", "judge", "aesthetic")
@@ -126,6 +128,8 @@ class MetricsLog:
         resumed_at: int,
         say: Callable[[str], None],
         gauges: bool = False,
+        tracker: Tracker | None = None,
+        refresher: Refresher | None = None,
     ) -> None:
         self.folder = folder
         self.steps = steps
@@ -133,12 +137,15 @@ class MetricsLog:
         self._rows = _rows_before(folder, resumed_at)
         self._recent_s: list[float] = []
         self._gauges = StepGauges() if gauges else None
+        self._tracker, self._refresher = tracker, refresher
         self._flush()
 
     def write(self, row: dict[str, Any]) -> None:
         """Store a row; step rows are printed as a line too."""
         self._rows.append(json.dumps(row, sort_keys=True))
         self._flush()
+        if self._tracker:
+            self._tracker.log(row)
         if row["kind"] != "step":
             return
         self._recent_s = [*self._recent_s[-9:], row["seconds"]["step"]]
@@ -146,6 +153,11 @@ class MetricsLog:
         self.say(step_line(row, self.steps, eta_s))
         if self._gauges:
             self._gauges.set(row)
+
+    def refresh_report(self) -> None:
+        """Write the run's page again if it is time."""
+        if self._refresher:
+            self._refresher.refresh_if_due()
 
     def _flush(self) -> None:
         # Object stores cannot append; a row is about 2 KB, so a whole rewrite stays cheap.

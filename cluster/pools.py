@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from actors.trajectory import LoraWeights, RolloutReport, RolloutRequest, WeightsVersion
+from actors.trajectory import RolloutReport, RolloutRequest, WeightsVersion
 from cluster.clocks import Meter
 from cluster.config import RunStopped
 from learner.batch import ScoredGroup, plan_batch
@@ -384,10 +384,11 @@ class Learner:
         ]
         return (await self._each("step", arguments))[0]
 
-    async def publish(self, step: int, lineage: str) -> Published:
-        """Current weights, gathered on rank 0 and kept by the coordinator: they outlive the rank
-        and its node."""
-        answers = await self._each("weights", [(step, lineage)] * self.ranks.size, returns=2)
+    async def publish(self, step: int, lineage: str, average: bool = False) -> Published:
+        """Current weights, or their running average, gathered on rank 0 and kept by the
+        coordinator: they outlive the rank and its node."""
+        arguments = [(step, lineage, average)] * self.ranks.size
+        answers = await self._each("weights", arguments, returns=2)
         version, weights = answers[0]
         return Published(version, await self.ranks.store(await self.ranks.fetch(weights)))
 
@@ -411,10 +412,6 @@ class Learner:
     async def account(self) -> str:
         """`learner.account` of the weights."""
         return str((await self._all("account"))[0])
-
-    async def ema_weights(self) -> LoraWeights:
-        """Running average of the weights, as rank 0 holds it."""
-        return (await self._all("ema_weights"))[0]
 
     async def restart(self) -> None:
         """Replace every rank by one in its initial state."""

@@ -91,6 +91,12 @@ class DurableLearner:
             self._held[-1].checksum = published.version.checksum
         return published
 
+    async def publish_average(self, step: int) -> Published:
+        """The running average of the weights, under a lineage of its own: no worker may take it
+        for the weights of `step`."""
+        lineage = f"{self.lineages.current}-ema"
+        return await self._guarded(lambda: self.learner.publish(step, lineage, average=True))
+
     async def begin_save(self, url: str) -> None:
         """See `Learner.begin_save`."""
         await self._guarded(lambda: self.learner.begin_save(url))

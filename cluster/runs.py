@@ -11,8 +11,10 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, TypeAlias
 
 from cluster.checkpoint import CheckpointStore, IncompatibleCheckpoint, RunState
-from cluster.config import ConfigError, RunConfig, fingerprint, resolve_model, to_json
+from cluster.config import ConfigError, RunConfig, fingerprint, flatten, resolve_model, to_json
+from cluster.report.refresh import Refresher
 from cluster.storage import RunFolder, absolute_url, has_evaluation
+from cluster.trackers import require_tracker
 from cluster.versions import Lineages
 from prompts.camera import require_paths
 from prompts.dataset import load_prompts
@@ -39,6 +41,7 @@ def check_before_start(config: RunConfig) -> dict[str, Sequence[Prompt]]:
             require_paths(prompts[split], config.rollout.frames, config.camera)
         except (ValueError, OSError) as error:
             raise ConfigError(f"prompts.{split} = {source!r} cannot be used: {error}") from None
+    require_tracker(config.metrics.tracker)
     RunFolder(config.run).require_writable()
     return prompts
 
@@ -65,19 +68,27 @@ def run_training(
         f"{config.rollout.group_size} samples, from step {state.step}"
     )
     started = time.perf_counter()
+    reporter = Refresher(config.run, config.metrics.report_every_s, say)
     with open_workers(config) as workers:
         from cluster.collect import RequestSource
         from cluster.evaluate import Evaluator
         from cluster.ledger import Ledger
         from cluster.loop import Trainer
         from cluster.metrics import MetricsLog
+        from cluster.trackers import open_tracker
 
+        tracker = open_tracker(
+            config.metrics.tracker, folder, state.step, state.tracker_run_id, flatten(config)
+        )
+        state = state.model_copy(update={"tracker_run_id": tracker.run_id})
         metrics = MetricsLog(
             folder,
             config.steps,
             state.step,
             say,
             gauges=config.metrics.prometheus and open_workers is on_ray,
+            tracker=tracker,
+            refresher=reporter,
         )
         trainer = Trainer(
             config=config,
@@ -91,7 +102,12 @@ def run_training(
             ledger=Ledger(folder, state.ledger),
         )
         say(f"workers are up after {time.perf_counter() - started:.0f} s")
-        state = asyncio.run(trainer.train(state))
+        try:
+            state = asyncio.run(trainer.train(state))
+        finally:
+            tracker.close()
+            page = reporter.write()
+            say(f"report: {page}")
     if state.step < config.steps:
         say(f"stopped after {state.step} of {config.steps} steps; the same command goes on")
         return state
@@ -126,7 +142,7 @@ def show_result(folder: RunFolder, step: int, say: Callable[[str], None]) -> Non
     if not step or not has_evaluation(folder, 0) or not has_evaluation(folder, step):
         return
     from cluster.evaluate import gains_table, load_evaluation, paired_gains
-    from cluster.report import write_sheet
+    from cluster.report.sheet import write_sheet
 
     before, after = load_evaluation(folder, 0), load_evaluation(folder, step)
     if not before or not after:

@@ -46,13 +46,17 @@ class RunFolder:
 
     def find(self, below: str, pattern: str) -> list[str]:
         """Names of all files below a folder whose own name matches a glob pattern, sorted."""
+        return sorted(n for n in self.sizes(below) if fnmatch(n.rpartition("/")[2], pattern))
+
+    def sizes(self, below: str) -> dict[str, int]:
+        """Bytes of every file below a folder, by name."""
         self.fs.invalidate_cache()
         try:
-            found = self.fs.find(self.path(below))
+            found = self.fs.find(self.path(below), detail=True)
         except FileNotFoundError:
-            return []
+            return {}
         start = len(self.root.rstrip("/")) + 1
-        return sorted(n[start:] for n in found if fnmatch(n.rpartition("/")[2], pattern))
+        return {name[start:]: int(info["size"]) for name, info in found.items()}
 
     def read_text(self, name: str) -> str:
         """Whole file as UTF-8."""
@@ -90,11 +94,20 @@ class RunFolder:
             ) from None
 
 
+SAMPLES = "samples"
+"""Folder of all evaluations, relative to the run."""
+
+
 def samples_folder(step: int) -> str:
     """Folder of a step's evaluation, relative to the run."""
-    return f"samples/step_{step:06d}"
+    return f"{SAMPLES}/step_{step:06d}"
+
+
+def scores_file(step: int, average: bool = False) -> str:
+    """Scores of a step's evaluation, of the weights or of their running average."""
+    return f"{samples_folder(step)}/{'ema_' if average else ''}scores.json"
 
 
 def has_evaluation(folder: RunFolder, step: int) -> bool:
     """Whether a step was evaluated to its end: its scores are written after its videos."""
-    return folder.exists(f"{samples_folder(step)}/scores.json")
+    return folder.exists(scores_file(step))

@@ -262,19 +262,17 @@ class LearnerRank:
         here, on one rank, rather than inside a step that the others have begun."""
         return len(objects)
 
-    def weights(self, step: int, lineage: str) -> tuple[WeightsVersion, dict[str, np.ndarray]]:
-        """The whole LoRA tensors under the version that the caller gives them.
+    def weights(
+        self, step: int, lineage: str, average: bool = False
+    ) -> tuple[WeightsVersion, dict[str, np.ndarray]]:
+        """The whole LoRA tensors, or their running average, under the version that the caller
+        gives them.
 
         Only rank 0 returns the tensors (the others an empty dict), so that they are shipped once.
         """
-        full = to_numpy(fsdp.gather(self._lora))
+        full = to_numpy(fsdp.gather(self._average if average else self._lora))
         version = WeightsVersion(step, lineage, weights_checksum(full))
         return version, full if self._rank == 0 else {}
-
-    def ema_weights(self) -> dict[str, np.ndarray]:
-        """The running average of the whole LoRA tensors; rank 0 only, as in `weights`."""
-        full = to_numpy(fsdp.gather(self._average))
-        return full if self._rank == 0 else {}
 
     def save(self, url: str) -> None:
         """Write this rank's shards of weights, average and optimizer below a directory URL."""

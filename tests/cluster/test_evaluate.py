@@ -18,7 +18,7 @@ from cluster.evaluate import (
     load_evaluation,
     paired_gains,
 )
-from cluster.report import SHEET_NAME, write_sheet
+from cluster.report.sheet import SHEET_NAME, write_sheet
 from cluster.storage import RunFolder
 from cluster.video import decode_mp4, encode_mp4
 

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from cluster.evaluate import EvalSample, load_evaluation
-from cluster.storage import RunFolder, samples_folder
+from cluster.evaluate import EvalSample, load_evaluation, video_file
+from cluster.storage import RunFolder
 from cluster.video import decode_mp4
 
 SHEET_NAME = "before_after.png"
@@ -48,8 +48,8 @@ def _block(
 ) -> NDArray[np.uint8]:
     rows = [_caption(before.prompt, bold=True)]
     for step, sample, word in ((0, before, "before"), (last_step, after, "after")):
-        name = f"{samples_folder(step)}/{sample.prompt_id}_{sample.seed}.mp4"
-        strip = _strip(decode_mp4(folder.read_bytes(name)))
+        video = folder.read_bytes(video_file(step, sample.prompt_id, sample.seed))
+        strip = _strip(decode_mp4(video))
         parts = "  ".join(f"{name} {value:.2f}" for name, value in sorted(sample.parts.items()))
         rows += [strip, _caption(f"{word}: reward {sample.total:.2f}   {parts}")]
     rows.append(np.full((MARGIN, rows[0].shape[1], 3), 255, np.uint8))

@@ -1,0 +1,94 @@
+"""What the page is made of: phases kept apart, bins, refreshes, and where there is no run."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cluster.cli import main
+from cluster.config import ConfigError, RunConfig
+from cluster.report.data import MAX_POINTS, dynamic_spans, load_run, series
+from cluster.report.page import write_report
+from cluster.report.refresh import Refresher
+from cluster.report.style import joined, pieces, smoothed
+from learner.config import ScheduleConfig
+from tests.cluster.made_run import make_run
+
+
+def test_phases_become_spans_half_a_step_wider() -> None:
+    schedule = ScheduleConfig(main_steps=3, dynamic_steps=2)
+    assert dynamic_spans(schedule, 3) == []
+    assert dynamic_spans(schedule, 4) == [(3.5, 4.5)]
+    assert dynamic_spans(schedule, 10) == [(3.5, 5.5), (8.5, 10.5)]
+
+
+def test_curves_are_cut_where_a_phase_lies_between() -> None:
+    x, y = pieces([1, 2, 3, 4, 5, 6], [1, 1, 1, 9, 9, 2], [(3.5, 5.5)])
+    assert (x, y) == ([[1, 2, 3], [6]], [[1, 1, 1], [2]])
+    assert joined(x) == [1, 2, 3, None, 6]
+    assert smoothed([0.0, 3.0, 0.0, 3.0]) == [1.5, 1.0, 2.0, 1.5]
+
+
+def test_long_curves_are_averaged_in_bins() -> None:
+    rows = [{"kind": "step", "step": step, "loss": float(step)} for step in range(3 * MAX_POINTS)]
+    x, y = series(rows, "loss")
+    assert len(x) == MAX_POINTS
+    assert (x[0], y[0]) == (2.0, 1.0)
+    assert series(rows, "learner", "kl") == ([], [])
+
+
+def test_report_is_refreshed_when_it_is_due_and_never_stops_a_run(
+    smallest: Callable[..., RunConfig],
+) -> None:
+    config = smallest("steps=4")
+    said: list[str] = []
+
+    async def refresh(every_s: float) -> None:
+        refresher = Refresher(config.run, every_s, said.append)
+        refresher.refresh_if_due()
+        await asyncio.sleep(0.02)
+        refresher.refresh_if_due()
+        await refresher.settle()
+
+    asyncio.run(refresh(0.01))
+    assert len(said) == 1
+    assert "the report was not written" in said[0]
+    folder = make_run(config, steps=2, groups=1, evals=(0,))
+    asyncio.run(refresh(3600.0))
+    asyncio.run(refresh(0.0))
+    assert not folder.exists("report/index.html")
+    asyncio.run(refresh(0.01))
+    assert "2 / 4" in folder.read_text("report/index.html")
+    assert len(said) == 1
+
+
+def test_second_report_copies_only_what_is_missing(smallest: Callable[..., RunConfig]) -> None:
+    config = smallest("steps=4")
+    folder = make_run(config, steps=2, groups=1, evals=(0, 2))
+    write_report(config.run)
+    media = Path(config.run) / "report/media"
+    files = {path: path.stat().st_mtime_ns for path in media.rglob("*.*")}
+    # 2 members x (sample, re-rendering, meta-view), 4 pairs x 2 evaluations, 4 averaged.
+    assert len(files) == 6 + 8 + 4
+    lost = next(iter(files))
+    lost.unlink()
+    write_report(config.run)
+    again = {path: path.stat().st_mtime_ns for path in media.rglob("*.*")}
+    assert {path for path in files if again[path] != files[path]} == {lost}
+    assert folder.exists("report/plotly.min.js")
+
+
+def test_where_there_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(tmp_path / "nowhere")]) == 2
+    error = capsys.readouterr().err
+    assert "nowhere" in error
+    assert "no config.json" in error
+    assert error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "config.json").write_text(json.dumps({"stepz": 3}))
+    with pytest.raises(ConfigError, match="another version"):
+        load_run(str(tmp_path))
