@@ -1,0 +1,199 @@
+"""Pools of real actors that are killed, frozen and resized; the workers only wait.
+
+Not covered here: whole runs (test_ray_run.py) and a collective among ranks (tests/learner).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.config import LOOPBACK, SupervisionConfig
+from cluster.elastic import Supervisor
+from cluster.pools import Late, WorkerLost
+from cluster.ray_pool import RayPool, RayRanks
+from rewards.config import PoolConfig
+
+pytestmark = [pytest.mark.cluster, pytest.mark.hand]
+
+Spawn = Callable[[int], Any]
+
+
+class Waiter:
+    """A worker whose calls take as long as they are told to."""
+
+    def pid(self) -> int:
+        return os.getpid()
+
+    def wait(self, seconds: float, value: int) -> tuple[int, int]:
+        time.sleep(seconds)
+        return value, os.getpid()
+
+    def die(self, marker: str, times: int) -> int:
+        """kill -9 itself until `marker` counts so many deaths."""
+        path = Path(marker)
+        deaths = len(path.read_text()) if path.exists() else 0
+        if deaths < times:
+            path.write_text("x" * (deaths + 1))
+            os.kill(os.getpid(), signal.SIGKILL)
+        return deaths
+
+    def pair(self) -> tuple[str, bytes]:
+        return "small", b"x" * 1_000_000
+
+    def size(self, data: bytes) -> int:
+        return len(data)
+
+    def fail(self) -> None:
+        raise LookupError("as it is")
+
+
+@pytest.fixture(scope="module")
+def spawn() -> Iterator[Spawn]:
+    import ray
+
+    ray.init(
+        num_cpus=8,
+        include_dashboard=False,
+        log_to_driver=False,
+        _node_ip_address=LOOPBACK,
+        object_store_memory=80 * 2**20,
+    )
+    remote: Any = ray.remote(Waiter)
+    yield lambda index: remote.options(num_cpus=0.1, max_restarts=-1).remote()
+    ray.shutdown()
+
+
+def run(test: Callable[[RayPool], Any], spawn: Spawn, workers: int = 1) -> Any:
+    async def with_pool() -> Any:
+        pool = RayPool("waiters", spawn, workers)
+        try:
+            return await test(pool)
+        finally:
+            pool.close()
+
+    return asyncio.run(with_pool())
+
+
+def test_a_call_survives_deaths_below_the_limit_and_the_rest_is_given_up(
+    spawn: Spawn, tmp_path: Path
+) -> None:
+    async def test(pool: RayPool) -> None:
+        assert await pool.call("die", str(tmp_path / "two"), 2) == 2
+        assert pool.deaths == 2
+        with pytest.raises(WorkerLost, match=r"waiters\.die was given up: 3 workers died"):
+            await pool.call("die", str(tmp_path / "many"), 99)
+        assert (tmp_path / "many").read_text() == "xxx"
+        assert (await pool.call("wait", 0.0, 7))[0] == 7, "the pool goes on"
+        assert pool.size == 1
+
+    run(test, spawn)
+
+
+def test_killed_from_outside_while_many_calls_are_in_flight(spawn: Spawn) -> None:
+    """Every call is answered once, in the order in which it was made."""
+
+    async def test(pool: RayPool) -> None:
+        pids = await pool.call_all("pid", [()] * 2)
+        calls = [asyncio.ensure_future(pool.call("wait", 0.15, i)) for i in range(12)]
+        await asyncio.sleep(0.3)
+        os.kill(pids[0], signal.SIGKILL)
+        answers = await asyncio.gather(*calls)
+        assert [value for value, _ in answers] == list(range(12))
+        assert pool.deaths == 1
+        assert pool.meter.busy == pool.meter.waiting == 0
+        assert pids[0] not in await pool.call_all("pid", [()] * 2)
+
+    run(test, spawn, workers=2)
+
+
+def test_a_frozen_worker_is_replaced_and_costs_its_call_a_timeout(spawn: Spawn) -> None:
+    async def test(pool: RayPool) -> None:
+        pid = await pool.call("pid")
+        os.kill(pid, signal.SIGSTOP)
+        with pytest.raises(TimeoutError):
+            await pool.call("wait", 0.0, 1, timeout_s=1.0)
+        assert (await pool.call("wait", 0.0, 2))[0] == 2
+        assert await pool.call("pid") != pid
+
+    run(test, spawn)
+
+
+def test_errors_refs_and_late_arguments(spawn: Spawn) -> None:
+    async def test(pool: RayPool) -> None:
+        with pytest.raises(LookupError, match="as it is"):
+            await pool.call("fail")
+        word, data = await pool.call("pair", returns=2)
+        assert word == "small"
+        assert await pool.call("size", data) == 1_000_000
+        current = [3]
+        busy = asyncio.ensure_future(pool.call("wait", 0.3, 0))
+        await asyncio.sleep(0.1)
+        late = asyncio.ensure_future(pool.call("wait", 0.0, Late(lambda: current[0])))
+        current[0] = 4
+        assert (await late)[0] == 4, "read when a worker was free"
+        await busy
+
+    run(test, spawn)
+
+
+def test_ranks_are_lost_together_and_replaced_together(spawn: Spawn) -> None:
+    async def test() -> None:
+        ranks = RayRanks("ranks", lambda: [spawn(0), spawn(1)], straggler_s=2.0)
+        try:
+            pids = await ranks.call_all("pid", [(), ()])
+            os.kill(pids[1], signal.SIGSTOP)
+            started = time.monotonic()
+            with pytest.raises(TimeoutError, match=r"ranks \[1\] did not answer pid within 2 s"):
+                await ranks.call_all("pid", [(), ()])
+            assert time.monotonic() - started < 10
+            await ranks.restart()
+            fresh = await ranks.call_all("pid", [(), ()])
+            assert not set(fresh) & set(pids)
+            os.kill(fresh[0], signal.SIGKILL)
+            with pytest.raises(WorkerLost, match="a ranks rank died in wait"):
+                await ranks.call_all("wait", [(5.0, 0), (5.0, 1)])
+        finally:
+            ranks.close()
+
+    asyncio.run(test())
+
+
+def test_load_tripled_grows_the_pool_and_no_call_is_lost_in_the_drain(spawn: Spawn) -> None:
+    """1 -> 3 workers within 15 s of the load, and back to 1 after it."""
+    config = SupervisionConfig(interval_s=0.5, grow_wait_s=0.8, shrink_after_s=1.5)
+    limits = PoolConfig(min_workers=1, max_workers=3)
+    trace: list[str] = []
+
+    async def test(pool: RayPool) -> tuple[float, int]:
+        supervisor = Supervisor({"waiters": (pool, limits)}, config, trace.append)
+        supervisor.start()
+        await pool.call("wait", 0.2, 0)
+        started, calls, grown = time.monotonic(), [], 0.0
+        for index in range(200):  # offered: 15 calls a second of 0.2 s, three times one worker
+            calls.append(asyncio.ensure_future(pool.call("wait", 0.2, index)))
+            await asyncio.sleep(1 / 15)
+            if pool.size == 3 and not grown:
+                grown = time.monotonic() - started
+        answers = await asyncio.gather(*calls)
+        assert [value for value, _ in answers] == list(range(200))
+        deadline = time.monotonic() + 30
+        steady = 0
+        while pool.size > 1 and time.monotonic() < deadline:
+            steady += (await pool.call("wait", 0.02, 1))[0]
+            await asyncio.sleep(0.2)
+        assert steady > 0
+        await supervisor.stop()
+        return grown, pool.size
+
+    grown, left = run(test, spawn)
+    print("\n".join(trace), f"\ngrown to 3 after {grown:.1f} s")
+    assert 0 < grown < 15
+    assert left == 1
