@@ -143,6 +143,12 @@ def gather(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
+def local(tensor: Tensor) -> Tensor:
+    """This rank's shard of a tensor that may be sharded: an elementwise operation on it costs a
+    fraction of the same operation on the sharded tensor, which is dispatched in Python."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 def full(tensor: Tensor) -> float:
     """A scalar that may be sharded, as a number, the same on every rank. Collective."""
     return float(tensor.full_tensor() if isinstance(tensor, DTensor) else tensor)

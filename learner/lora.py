@@ -11,6 +11,7 @@ from torch import Tensor
 
 from actors.config import LoraConfig
 from actors.trajectory import LoraWeights
+from learner.fsdp import local
 
 
 def start_average(current: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -27,7 +28,7 @@ def update_average(
     A decay of 0 makes the average the current weights, and equal weights leave it alone, exactly.
     """
     for name, tensor in average.items():
-        tensor.lerp_(current[name].detach(), 1.0 - decay)
+        local(tensor).lerp_(local(current[name].detach()), 1.0 - decay)
 
 
 def to_numpy(full: Mapping[str, Tensor]) -> dict[str, np.ndarray]:

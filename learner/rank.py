@@ -438,7 +438,7 @@ class LearnerRank:
         else:
             scale = min(1.0, self._config.max_grad_norm / (norm + 1e-6))
             for gradient in gradients:
-                gradient.mul_(scale)
+                fsdp.local(gradient).mul_(scale)
             self._optimizer.step()
             update_average(self._average, self._lora, self._config.ema_decay)
         self._optimizer.zero_grad()
