@@ -14,6 +14,8 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -118,8 +120,9 @@ def measure(name: str, repeats: int, recompute: bool) -> dict[str, Any]:
     """Median CPU seconds of a step of one rank and of the plain process, in turn."""
     height, width, frames, micro_batch = SIZES[name]
     rollout = RolloutConfig(
-        height=height, width=width, frames=frames, sampling_steps=10, group_size=16, window_high=4
-    )
+        height=height, width=width, frames=frames, sampling_steps=10, window_high=4,
+        group_size=micro_batch,
+    )  # fmt: skip
     config = LearnerConfig(micro_batch=micro_batch, activation_checkpointing=recompute)
     policy = toy_policy()
     trajectories, groups = draw(policy, rollout), scored(rollout.group_size)
@@ -201,12 +204,13 @@ def on_two_ranks(name: str, repeats: int) -> dict[str, Any]:
 def _rank(rank: int, world: int, folder: str, name: str, repeats: int, answers: Any) -> None:
     height, width, frames, micro_batch = SIZES[name]
     rollout = RolloutConfig(
-        height=height, width=width, frames=frames, sampling_steps=10, group_size=16, window_high=4
-    )
+        height=height, width=width, frames=frames, sampling_steps=10, window_high=4,
+        group_size=micro_batch,
+    )  # fmt: skip
     policy = toy_policy()
     config = LearnerConfig(ranks=world, micro_batch=micro_batch // 2)
     config = config.model_copy(update={"activation_checkpointing": False})
-    trajectories, groups = draw(policy, rollout), scored(16)
+    trajectories, groups = draw(policy, rollout), scored(micro_batch)
     learner = LearnerRank(
         rank, world, policy, config, rollout, 0, f"file://{folder}/meet", "cpu", 1
     )
@@ -229,24 +233,28 @@ def main() -> int:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    repeats = 1 if options.quick else 7
-    rows: list[dict[str, Any]] = []
+    repeats = 1 if options.quick else 5
+    calls: list[Callable[[], dict[str, Any]]]
     if options.ranks == 2:
-        rows += [on_two_ranks(name, repeats) for name in SIZES]
+        calls = [partial(on_two_ranks, name, repeats) for name in SIZES]
     else:
-        rows += [measure(name, repeats, recompute=False) for name in SIZES]
-        if not options.quick:
-            rows.append(measure(list(SIZES)[1], repeats, recompute=True))
-        rows += [gap(dtype) for dtype in ("float32", "bfloat16")]
+        calls = [partial(gap, dtype) for dtype in ("float32", "bfloat16")]
+        calls += [partial(measure, name, repeats, recompute=False) for name in SIZES]
+        calls += (
+            [] if options.quick else [partial(measure, list(SIZES)[1], repeats, recompute=True)]
+        )
+    rows: list[dict[str, Any]] = []
     missed = 0
-    for row in rows:
+    for call in calls:
+        row = call()
+        rows.append(row)
         print(row, flush=True)
         ratio = row.get("throughput_ratio", row.get("wall_throughput_per_rank", 1.0))
         if ratio < LEAST_THROUGHPUT:
             missed += 1
-            print(f"MISSED {row['run']}: {ratio} >= {LEAST_THROUGHPUT}")
-    if options.json:
-        write(options.json, Result("learner_step", machine(), rows))
+            print(f"MISSED {row['run']}: {ratio} >= {LEAST_THROUGHPUT}", flush=True)
+        if options.json:
+            write(options.json, Result("learner_step", machine(), rows))
     return 1 if missed else 0
 
 
