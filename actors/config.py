@@ -21,7 +21,7 @@ class LoraConfig(BaseModel):
 
     rank: int = Field(default=32, ge=1, le=1024)
     """Rank r of every adapter."""
-    alpha: float = Field(default=64.0, gt=0, allow_inf_nan=False)
+    alpha: float = Field(default=64.0, gt=0, le=65536, allow_inf_nan=False)
     """The adapter's output is scaled by alpha / rank."""
     targets: tuple[str, ...] = Field(default=("to_q", "to_k", "to_v", "to_out.0"), min_length=1)
     """Suffixes of the module names that get an adapter: q, k, v, out of every attention."""

@@ -125,6 +125,8 @@ class Skipped:
 
     step: int
     reason: str
+    damaged: bool
+    """Whether it was once whole: it has a manifest, so no interrupted save explains it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +212,7 @@ class CheckpointStore:
                     _require_same(checkpoint, flatten_tree(config))
                 return Found(checkpoint, tuple(skipped))
             log.warning("checkpoint of step %d skipped: %s", step, checkpoint)
-            skipped.append(Skipped(step, checkpoint))
+            skipped.append(Skipped(step, checkpoint, MANIFEST in self._files(step)))
         return Found(None, tuple(skipped))
 
     def retain(self, keep: int) -> tuple[int, ...]:

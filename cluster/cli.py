@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import sys
 from collections.abc import Sequence
@@ -55,7 +56,10 @@ def _train(options: argparse.Namespace) -> int:
 
     if options.local:
         config = _one_process(config)
-    run_training(config, in_this_process if options.local else on_ray, say=_say)
+    from cluster.live import open_view
+
+    with open_view() as view:
+        run_training(config, in_this_process if options.local else on_ray, view.say, view)
     return 0
 
 
@@ -68,7 +72,7 @@ def _demo(options: argparse.Namespace) -> int:
 def _load(options: argparse.Namespace) -> RunConfig:
     overrides = list(options.overrides)
     if options.run is not None:
-        overrides.append(f"run={options.run}")
+        overrides.append(f"run={json.dumps(options.run)}")
     return load(options.preset, overrides, options.config)
 
 

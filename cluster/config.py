@@ -222,9 +222,13 @@ def load(preset: str, overrides: Sequence[str] = (), files: Sequence[str] = ()) 
 def from_tree(tree: Mapping[str, Any]) -> RunConfig:
     """Validate a nested mapping, such as a run's `config.json`; ConfigError on the first fault."""
     try:
-        return RunConfig.model_validate(dict(tree))
+        # As JSON, where strict types still let an array be a tuple; TOML's dates become text.
+        text = json.dumps(dict(tree), default=str)
+        return RunConfig.model_validate_json(text, strict=True)
     except ValidationError as error:
         raise ConfigError(_sentence(error.errors()[0])) from None
+    except (RecursionError, ValueError) as error:
+        raise ConfigError(f"the configuration cannot be read: {error}") from None
 
 
 def to_json(config: RunConfig) -> str:
@@ -300,7 +304,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise ConfigError(f"config file {str(path)!r} cannot be read: {reason}") from None
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise ConfigError(f"config file {str(path)!r} is not valid TOML: {error}") from None
 
 
@@ -314,6 +318,8 @@ def _parse_override(text: str) -> tuple[str, Any]:
 def _parse_value(text: str) -> Any:
     try:
         return tomllib.loads(f"value = {text}")["value"] if "\n" not in text else text
+    except RecursionError:
+        return text
     except tomllib.TOMLDecodeError:
         return {"none": None, "null": None}.get(text.lower(), text)
 

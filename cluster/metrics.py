@@ -6,16 +6,15 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Protocol
 
-from cluster.clocks import StageClock, bottleneck
+from cluster.clocks import Meter, StageClock, bottleneck
 from cluster.collect import Batch
 from cluster.pools import Workers
 from cluster.report.refresh import Refresher
 from cluster.storage import RunFolder
-from cluster.trackers import Tracker
 from learner.rank import StepReport
 
 REWARD_STAGES = ("reconstruction", "judge", "aesthetic")
@@ -30,12 +29,17 @@ def mean_spread(values: Iterable[float]) -> dict[str, float]:
     return {"mean": statistics.fmean(known), "std": statistics.pstdev(known), "n": len(known)}
 
 
-def stage_clocks(workers: Workers) -> dict[str, StageClock]:
-    """What every stage did since the last call."""
+def stage_meters(workers: Workers) -> dict[str, Meter]:
+    """The meters of all pools, by the name of their stage."""
     meters = {"rollout": workers.rollouts.pool.meter}
     meters |= {kind: pool.meter for kind, pool in workers.rewards.pools.items()}
     meters["learner"] = workers.learner.ranks.meter
-    return {name: meter.lap() for name, meter in meters.items()}
+    return meters
+
+
+def stage_clocks(workers: Workers) -> dict[str, StageClock]:
+    """What every stage did since the last call."""
+    return {name: meter.lap() for name, meter in stage_meters(workers).items()}
 
 
 def step_row(
@@ -115,6 +119,14 @@ def format_seconds(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
+class Follower(Protocol):
+    """Takes every row as it is written, e.g. a `cluster.trackers.Tracker`."""
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        """Take a row of `metrics.jsonl`."""
+        ...
+
+
 class MetricsLog:
     """Appends rows to `metrics.jsonl` and prints their lines.
 
@@ -128,7 +140,7 @@ class MetricsLog:
         resumed_at: int,
         say: Callable[[str], None],
         gauges: bool = False,
-        tracker: Tracker | None = None,
+        followers: Sequence[Follower] = (),
         refresher: Refresher | None = None,
     ) -> None:
         self.folder = folder
@@ -137,15 +149,15 @@ class MetricsLog:
         self._rows = _rows_before(folder, resumed_at)
         self._recent_s: list[float] = []
         self._gauges = StepGauges() if gauges else None
-        self._tracker, self._refresher = tracker, refresher
+        self._followers, self._refresher = tuple(followers), refresher
         self._flush()
 
     def write(self, row: dict[str, Any]) -> None:
         """Store a row; step rows are printed as a line too."""
         self._rows.append(json.dumps(row, sort_keys=True))
         self._flush()
-        if self._tracker:
-            self._tracker.log(row)
+        for follower in self._followers:
+            follower.log(row)
         if row["kind"] != "step":
             return
         self._recent_s = [*self._recent_s[-9:], row["seconds"]["step"]]

@@ -21,6 +21,7 @@ from prompts.dataset import load_prompts
 from prompts.schema import Prompt
 
 if TYPE_CHECKING:
+    from cluster.live import View
     from cluster.pools import Workers
 
 OpenWorkers: TypeAlias = "Callable[[RunConfig], AbstractContextManager[Workers]]"
@@ -47,11 +48,14 @@ def check_before_start(config: RunConfig) -> dict[str, Sequence[Prompt]]:
 
 
 def run_training(
-    config: RunConfig, open_workers: OpenWorkers, say: Callable[[str], None] = print
+    config: RunConfig,
+    open_workers: OpenWorkers,
+    say: Callable[[str], None] = print,
+    view: View | None = None,
 ) -> RunState:
-    """Train a run from its newest checkpoint, or from the start; prints what a person follows.
+    """Train a run from its newest checkpoint, or from the start; says what a person follows.
 
-    `open_workers` is `on_ray` or `in_this_process`.
+    `open_workers` is `on_ray` or `in_this_process`; `view` is shown figures besides the lines.
     """
     config = config.model_copy(update={"run": absolute_url(config.run)})
     prompts = check_before_start(config)
@@ -74,7 +78,7 @@ def run_training(
         from cluster.evaluate import Evaluator
         from cluster.ledger import Ledger
         from cluster.loop import Trainer
-        from cluster.metrics import MetricsLog
+        from cluster.metrics import MetricsLog, stage_meters
         from cluster.trackers import open_tracker
 
         tracker = open_tracker(
@@ -87,7 +91,7 @@ def run_training(
             state.step,
             say,
             gauges=config.metrics.prometheus and open_workers is on_ray,
-            tracker=tracker,
+            followers=(tracker,) if view is None else (tracker, view),
             refresher=reporter,
         )
         trainer = Trainer(
@@ -102,6 +106,8 @@ def run_training(
             ledger=Ledger(folder, state.ledger),
         )
         say(f"workers are up after {time.perf_counter() - started:.0f} s")
+        if view is not None:
+            view.watch(config.run, config.steps, state.step, stage_meters(workers))
         try:
             state = asyncio.run(trainer.train(state))
         finally:
@@ -125,6 +131,13 @@ def start_or_resume(
         found = store.newest_valid(fingerprint(config))
     except IncompatibleCheckpoint as error:
         raise ConfigError(f"run = {config.run!r} cannot be resumed: {error}") from None
+    damaged = [skipped for skipped in found.skipped if skipped.damaged]
+    if found.checkpoint is None and damaged:
+        raise ConfigError(
+            f"run = {config.run!r} cannot be resumed: none of its checkpoints is whole, the newest "
+            f"damaged one is of step {damaged[0].step} ({damaged[0].reason}); restore the file, or "
+            "start in another folder"
+        )
     for skipped in found.skipped:
         say(f"checkpoint of step {skipped.step} skipped: {skipped.reason}")
     if found.checkpoint is None:

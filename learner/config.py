@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+Decay = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 
 
 class LearnerConfig(BaseModel):
@@ -24,7 +26,7 @@ class LearnerConfig(BaseModel):
     """Optimizer updates per batch (the samples are split evenly among them)."""
     learning_rate: float = Field(default=1e-4, ge=0, le=1, allow_inf_nan=False)
     """AdamW's step size; 0 trains nothing."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
     """AdamW's moment decays."""
     weight_decay: float = Field(default=1e-4, ge=0, le=1, allow_inf_nan=False)
     """AdamW's decoupled weight decay."""

@@ -15,17 +15,17 @@ class Amplitudes(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    push: float = Field(0.6, ge=0)
+    push: float = Field(0.6, ge=0, le=100)
     """Distance travelled by `push in` (forwards) and `pull out` (backwards)."""
-    move: float = Field(0.22, ge=0)
+    move: float = Field(0.22, ge=0, le=100)
     """Distance travelled sideways by `move left` and `move right`."""
     pan_deg: float = Field(14.0, ge=0, lt=180)
     """Angle turned about the vertical axis by `pan left` and `pan right`."""
     orbit_deg: float = Field(24.0, ge=0, lt=180)
     """Arc walked around the orbit's centre by `orbit left` and `orbit right`."""
-    orbit_radius: float = Field(0.6, gt=0)
+    orbit_radius: float = Field(0.6, gt=0, le=100)
     """Distance of the orbit's centre in front of the camera."""
-    crane: float = Field(0.13, ge=0)
+    crane: float = Field(0.13, ge=0, le=100)
     """Distance travelled by `crane up` and `crane down`."""
     tilt_deg: float = Field(8.0, ge=0, lt=180)
     """Angle turned about the horizontal axis by `tilt up` and `tilt down`."""
@@ -42,11 +42,11 @@ class CameraConfig(BaseModel):
     """Weight of the transported noise against independent noise, variance-preserving."""
     degradation: float = Field(0.35, ge=0, le=1)
     """Weight of the fresh noise mixed into the transported noise, variance-preserving."""
-    focal: float = Field(1.2, gt=0)
+    focal: float = Field(1.2, gt=0, le=100)
     """Focal length of the assumed pinhole camera, in image widths."""
-    depth: float = Field(1.0, gt=0)
+    depth: float = Field(1.0, gt=0, le=1000)
     """Depth of the assumed fronto-parallel plane in front of the current camera."""
-    transport_grid: int = Field(4, ge=1)
+    transport_grid: int = Field(4, ge=1, le=64)
     """Transport cells per latent cell side: the noise is moved on a grid that much finer."""
     amplitudes: Amplitudes = Amplitudes()
     """Extent of each motion over a single-motion clip."""
