@@ -44,7 +44,7 @@ class Gain:
     before: float
     after: float
     lower: float
-    """One-sided bootstrap bound of the mean paired gain, 95 % unless asked otherwise."""
+    """One-sided 95 % bootstrap bound of the mean paired gain."""
     pairs: int
 
     @property
@@ -161,12 +161,8 @@ def paired_gains(
     before: Sequence[EvalSample],
     after: Sequence[EvalSample],
     resamples: int = 10_000,
-    level: float = 0.05,
 ) -> list[Gain]:
-    """Gains of the total, of each part and of the guarded measurements over common pairs.
-
-    `level` is the one-sided error rate of each figure's lower bound.
-    """
+    """Gains of the total, of each part and of the guarded measurements over common pairs."""
     later = {(s.prompt_id, s.seed): s for s in after}
     common = [(s, later[s.prompt_id, s.seed]) for s in before if (s.prompt_id, s.seed) in later]
     gains = []
@@ -177,7 +173,7 @@ def paired_gains(
                 name,
                 float(first.mean()),
                 float(last.mean()),
-                bootstrap_lower(last - first, resamples, level),
+                bootstrap_lower(last - first, resamples),
                 len(values),
             )
         )
