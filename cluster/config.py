@@ -304,7 +304,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise ConfigError(f"config file {str(path)!r} cannot be read: {reason}") from None
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # numbers of 5,000 digits, 2,000 brackets
         raise ConfigError(f"config file {str(path)!r} is not valid TOML: {error}") from None
 
 
@@ -318,9 +318,7 @@ def _parse_override(text: str) -> tuple[str, Any]:
 def _parse_value(text: str) -> Any:
     try:
         return tomllib.loads(f"value = {text}")["value"] if "\n" not in text else text
-    except RecursionError:
-        return text
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return {"none": None, "null": None}.get(text.lower(), text)
 
 

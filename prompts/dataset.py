@@ -56,11 +56,12 @@ def load_prompts(source: str | Path) -> tuple[Prompt, ...] | PromptMixture:
     wrong raises one ValueError that names file and line.
     """
     parts = [_parse_part(part, str(source)) for part in re.split(r"\s\+\s", str(source).strip())]
+    counts = _block_counts([weight for *_, weight in parts], str(source))
     loaded = tuple(_load_part(name, first) for name, first, _ in parts)
     if len(loaded) == 1:
         return loaded[0]
     _require_distinct_ids(loaded, str(source))
-    return PromptMixture(loaded, _block_counts([weight for *_, weight in parts], str(source)))
+    return PromptMixture(loaded, counts)
 
 
 def prompt_at(seed: int, position: int, prompts: Sequence[Prompt]) -> Prompt:

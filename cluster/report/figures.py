@@ -80,7 +80,7 @@ def _reward(run: RunData, path: tuple[str, ...], color: str, height: int) -> go.
         # R_gen is paid in both phases, the total and the other parts are whole in the main one.
         xs, means = pieces(x, mean, [] if path[-1] == "gen" else spans)
         _, spreads = pieces(x, spread, [] if path[-1] == "gen" else spans)
-        soft = joined([smoothed(piece) for piece in means])
+        soft = joined(smoothed(means))
         at_x = joined(xs)
         plot.add_trace(band(xs, means, spreads, color))
         plot.add_trace(line(at_x, joined(means), "step", color, width=0.8, dash="dot", legend=tall))
@@ -177,7 +177,7 @@ def guard_plots(run: RunData) -> list[Plot]:
             (*pieces(proxy_x, proxy, spans), "reward", "#9aa3b2", "y2", 1.6),
             (*pieces(x, y, spans), name, PARTS["recon"], "y", 2.4),
         ):
-            soft = joined([smoothed(piece) for piece in ys])
+            soft = joined(smoothed(ys))
             plot.add_trace(line(joined(xs), soft, label, color, width=width).update(yaxis=axis))
         if at:
             plot.add_trace(

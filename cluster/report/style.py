@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -145,10 +146,13 @@ def pieces(
     return xs, ys
 
 
-def smoothed(values: Sequence[float]) -> list[float]:
-    """Centred mean over a tenth of the curve, at least three and at most 51 points."""
-    half = max(1, min(25, len(values) // 20))
-    return [
+def smoothed(curve: Sequence[Sequence[float]]) -> list[list[float]]:
+    """Pieces of a curve under a centred mean over an eighth of it (3 to 51 points); what lies
+    between the pieces is skipped, not averaged in."""
+    values = [value for piece in curve for value in piece]
+    half = max(1, min(25, len(values) // 16))
+    soft = iter(
         sum(part) / len(part)
         for part in (values[max(0, i - half) : i + half + 1] for i in range(len(values)))
-    ]
+    )
+    return [list(itertools.islice(soft, len(piece))) for piece in curve]

@@ -30,7 +30,7 @@ def test_curves_are_cut_where_a_phase_lies_between() -> None:
     x, y = pieces([1, 2, 3, 4, 5, 6], [1, 1, 1, 9, 9, 2], [(3.5, 5.5)])
     assert (x, y) == ([[1, 2, 3], [6]], [[1, 1, 1], [2]])
     assert joined(x) == [1, 2, 3, None, 6]
-    assert smoothed([0.0, 3.0, 0.0, 3.0]) == [1.5, 1.0, 2.0, 1.5]
+    assert smoothed([[0.0, 3.0], [0.0, 3.0]]) == [[1.5, 1.0], [2.0, 1.5]]
 
 
 def test_long_curves_are_averaged_in_bins() -> None:
