@@ -34,7 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"worldr1: {error}", file=sys.stderr)
         return 2
     except RunStopped as error:
-        print(f"worldr1: {error}", file=sys.stderr)
+        lines = (str(error), *getattr(error, "__notes__", ()))
+        print("worldr1: " + "\n".join(lines), file=sys.stderr)
         return 1
 
 

@@ -49,6 +49,9 @@ class ConfigError(ValueError):
 class RunStopped(RuntimeError):
     """A run that cannot go on, for a reason it understands; its text is meant for the user."""
 
+    advice = "start the same command again: it goes on from the newest checkpoint"
+    """What a person can do about it, in one clause."""
+
 
 class CheckpointConfig(BaseModel):
     """When the run's state is made durable."""

@@ -62,6 +62,11 @@ MAX_LOSSES = 3
 class DivergedError(RunStopped):
     """Several updates in a row were not finite."""
 
+    advice = (
+        "start again from the newest checkpoint in another folder, with a smaller "
+        "learner.learning_rate; the steps before it are whole"
+    )
+
 
 class _Stopping(Exception):
     """SIGTERM came: what is being waited for is given up."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
@@ -367,5 +368,12 @@ async def _fetch(ref: Any) -> Any:
 
 
 def _first_line(error: BaseException) -> str:
-    lines = str(error).splitlines()
-    return lines[0] if lines else type(error).__name__
+    """Ray's first sentence, and whom it speaks of: class, process and node of the actor."""
+    text = str(error)
+    whom = dict(re.findall(r"^\s*(class_name|pid|ip): (\S+)", text, re.MULTILINE))
+    lines = text.splitlines()
+    first = lines[0] if lines else type(error).__name__
+    if not whom:
+        return first
+    who = f"{whom.get('class_name', 'actor')}, pid {whom.get('pid', 'unknown')}"
+    return f"{first} ({who}, node {whom.get('ip', 'unknown')})"

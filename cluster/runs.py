@@ -11,7 +11,16 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, TypeAlias
 
 from cluster.checkpoint import CheckpointStore, IncompatibleCheckpoint, RunState
-from cluster.config import ConfigError, RunConfig, fingerprint, flatten, resolve_model, to_json
+from cluster.config import (
+    ConfigError,
+    RunConfig,
+    RunStopped,
+    fingerprint,
+    flatten,
+    resolve_model,
+    to_json,
+)
+from cluster.letter import explain
 from cluster.report.refresh import Refresher
 from cluster.storage import RunFolder, absolute_url, has_evaluation
 from cluster.trackers import require_tracker
@@ -110,10 +119,14 @@ def run_training(
             view.watch(config.run, config.steps, state.step, stage_meters(workers))
         try:
             state = asyncio.run(trainer.train(state))
+        except RunStopped as error:
+            explain(error, folder)
+            raise
         finally:
             tracker.close()
             page = reporter.write()
-            say(f"report: {page}")
+            if page:
+                say(f"report: {page}")
     if state.step < config.steps:
         say(f"stopped after {state.step} of {config.steps} steps; the same command goes on")
         return state

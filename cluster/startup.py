@@ -29,6 +29,8 @@ PROOF_GROUP = 2**62
 class RunRefused(RunStopped):
     """A startup proof failed: the run must not start."""
 
+    advice = "mend what the proof names, then start the same command again"
+
 
 async def prove_run(
     config: RunConfig,

@@ -218,7 +218,11 @@ def clock_plots(run: RunData) -> list[Plot]:
             go.Bar(x=x, y=y, name=name, marker={"color": STAGES[number]}, hovertemplate="%{y}")
         )
     lost.update_layout(barmode="stack")
-    lost.update_yaxes(title_text="count", rangemode="tozero", tickformat="d")
+    most = max(
+        (sum(row["groups"].values()) + row["failed_members"] for row in run.steps), default=0
+    )
+    step = {"dtick": 1} if most <= 8 else {}  # no "1, 1, 2, 2" on the axis of whole numbers
+    lost.update_yaxes(title_text="count", rangemode="tozero", tickformat="d", **step)
     return [
         *_shares(run),
         Plot("clocks", "Stage clocks", "Stages overlap: their sum may exceed the step.", clocks),

@@ -1,0 +1,41 @@
+"""What is told when a run stops in its middle: what happened, what was lost, what to do."""
+
+from __future__ import annotations
+
+import json
+
+from cluster.config import RunStopped
+from cluster.storage import RunFolder
+
+
+def explain(error: RunStopped, folder: RunFolder) -> None:
+    """Add to an error, as notes, what a person needs who was not watching."""
+    done, durable = _steps_done(folder), _durable_step(folder)
+    lost = done - durable
+    if not done:
+        what = "nothing: no step had been done"
+    elif lost <= 0:
+        what = f"nothing: the checkpoint of step {durable} holds all that was done"
+    elif durable:
+        what = (
+            f"{lost} of {done} steps: the newest checkpoint is of step {durable}; they are "
+            "repeated from the same prompts and noises"
+        )
+    else:
+        what = f"{done} steps: there was no checkpoint yet; they are repeated"
+    error.add_note(f"  lost          {what}")
+    error.add_note("  done          all workers were ended; metrics, report and checkpoints stay")
+    error.add_note(f"  you can       {error.advice}")
+    error.add_note(f"  look at       {folder.url}/report/index.html, {folder.url}/metrics.jsonl")
+
+
+def _steps_done(folder: RunFolder) -> int:
+    if not folder.exists("metrics.jsonl"):
+        return 0
+    rows = [json.loads(line) for line in folder.read_text("metrics.jsonl").splitlines()]
+    return max((row["step"] + 1 for row in rows if row["kind"] == "step"), default=0)
+
+
+def _durable_step(folder: RunFolder) -> int:
+    names = folder.find("checkpoints", "manifest.json")
+    return max((int(name.split("/")[-2].removeprefix("step_")) for name in names), default=0)
