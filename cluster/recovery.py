@@ -10,7 +10,7 @@ were lost are not taken for current ones.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -69,7 +69,7 @@ class DurableLearner:
         Raises AccountError where they were trained on something else than `state` says.
         """
         self._base, self.lineages = state.step, state.lineages
-        await self._guarded(lambda: self._load(state.account))
+        await self._guarded(lambda: self._load(self._base, state.account))
         return await self.publish(state.step)
 
     async def step(self, step: int, batch: Batch) -> StepReport:
@@ -125,30 +125,32 @@ class DurableLearner:
             )
             try:
                 await self.learner.restart()
-                await self._load(None)
-                await self._replay()
+                # A save may become durable meanwhile: checkpoint and batches must be of one moment.
+                base, held = self._base, list(self._held)
+                await self._load(base, None)
+                await self._replay(base, held)
                 return
             except LearnerLost as again:
                 lost = again
 
-    async def _load(self, account: str | None) -> None:
-        if self._base:
-            await self.learner.load(self._checkpoints.learner_url(self._base))
+    async def _load(self, base: int, account: str | None) -> None:
+        if base:
+            await self.learner.load(self._checkpoints.learner_url(base))
         if account is not None and (found := await self.learner.account()) != account:
             raise AccountError(
-                f"the weights of step {self._base} were trained on other samples (account "
+                f"the weights of step {base} were trained on other samples (account "
                 f"{found[:12]}) than the checkpoint's state says ({account[:12]})"
             )
 
-    async def _replay(self) -> None:
+    async def _replay(self, base: int, batches: Sequence[_Held]) -> None:
         same = True
-        for held in self._held:
+        for held in batches:
             await self._step(held.step, held.batch)
             if held.checksum:
                 version = (await self.learner.publish(held.step + 1, "replay")).version
                 same = same and version.checksum == held.checksum
         if not same:
-            self.lineages = self.lineages.branch(secrets.token_hex(4), self._base)
+            self.lineages = self.lineages.branch(secrets.token_hex(4), base)
             self._say(f"the repeated steps gave other bits: lineage {self.lineages.current}")
 
     async def _step(self, step: int, batch: Batch) -> StepReport:
