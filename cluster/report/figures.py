@@ -40,6 +40,10 @@ GUARDED = {
 """What a policy would sacrifice to please the proxy, by its name in `raw`."""
 
 
+PIPELINE = ("rollout", "reconstruction", "judge", "aesthetic", "learner")
+"""Stages in the order in which a sample passes them."""
+
+
 @dataclass(frozen=True, slots=True)
 class Plot:
     """A figure and what to read in it."""
@@ -238,7 +242,8 @@ def clock_plots(run: RunData) -> list[Plot]:
 
 def _shares(run: RunData) -> list[Plot]:
     """What the workers of each stage did, as shares of their time over the whole run."""
-    names = list(dict.fromkeys(name for row in run.steps for name in row.get("stages", {})))
+    known = {name for row in run.steps for name in row.get("stages", {})}
+    names = [*(name for name in PIPELINE if name in known), *sorted(known - set(PIPELINE))]
     if not names:
         return []
     shares = figure(240)
@@ -260,7 +265,12 @@ def _shares(run: RunData) -> list[Plot]:
                 hovertemplate="%{x:.0%}",
             )
         )
-    shares.update_layout(barmode="stack", hovermode="y unified", margin={"l": 104})
+    shares.update_layout(
+        barmode="stack",
+        hovermode="y unified",
+        margin={"l": 104, "r": 24},
+        legend={"traceorder": "normal"},
+    )
     shares.update_xaxes(title_text="share of the workers' time", tickformat=".0%", range=[0, 1])
     shares.update_yaxes(autorange="reversed")
     counts = Counter(row["bottleneck"] for row in run.steps if row.get("bottleneck"))

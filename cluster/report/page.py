@@ -32,6 +32,8 @@ REPORT = "report"
 TEMPLATES = Path(__file__).parent / "templates"
 GALLERY_COLUMNS = 6
 GALLERY_PROMPTS = 12
+FEW_STEPS = 12
+"""Runs of no more steps have a tick at each of them."""
 WORSE = -0.05
 """Relative change of a guarded measurement that is worth a look."""
 
@@ -41,6 +43,10 @@ def write_report(url: str) -> str:
     run, folder = load_run(url), RunFolder(url)
     sections = _sections(run)
     figures = {plot.name: plot.figure for section in sections for plot in section["plots"]}
+    if run.done <= FEW_STEPS:
+        for name, plot in figures.items():
+            if name != "shares":
+                plot.update_xaxes(dtick=1)  # no "1, 1, 2, 2" on an axis of whole numbers
     for group in run.groups:
         camera = camera_figure(group)
         if camera is not None:
