@@ -40,6 +40,8 @@ def test_interrupted_demo_leaves_no_process_and_no_folder(tmp_path: Path) -> Non
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,  # Ctrl-C reaches the whole foreground group
+        # Background jobs of a shell ignore Ctrl-C, and so would their children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert demo.stdout is not None
     token = ""
