@@ -246,12 +246,14 @@ def _shares(run: RunData) -> list[Plot]:
     names = [*(name for name in PIPELINE if name in known), *sorted(known - set(PIPELINE))]
     if not names:
         return []
+    # The first interval began before the first step: it holds start-up and first evaluation.
+    rows = [row for row in run.steps[1:] or run.steps if "stages" in row]
     shares = figure(240)
     for what, color in (("busy", "#4477aa"), ("starved", "#e3e6eb"), ("blocked", "#ee8866")):
         values = []
         for name in names:
             seconds = {
-                key: sum(row["stages"][name][f"{key}_s"] for row in run.steps if "stages" in row)
+                key: sum(row["stages"].get(name, {}).get(f"{key}_s", 0.0) for row in rows)
                 for key in ("busy", "starved", "blocked")
             }
             values.append(seconds[what] / (sum(seconds.values()) or 1.0))

@@ -63,7 +63,7 @@ def camera_figure(group: KeptGroup) -> go.Figure | None:
             "yaxis": axis | {"title": {"text": "forward", **small}},
             "zaxis": axis | {"title": {"text": "up", **small}},
             "aspectmode": "data",
-            "camera": {"eye": {"x": 1.05, "y": -1.75, "z": 0.95}, "center": {"z": -0.12}},
+            "camera": {"eye": {"x": 1.2, "y": -2.0, "z": 1.1}, "center": {"z": -0.12}},
             "domain": {"x": [0.13, 1]},
         },
     )

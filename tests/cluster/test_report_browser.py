@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +17,18 @@ from tests.cluster.made_run import PROMPT, make_run
 
 FIRST_PAINT_S = 1.0
 
+POINTS = """name => {
+    const element = document.querySelector(`[data-plot="${name}"]`);
+    element.closest("[hidden]")?.removeAttribute("hidden");
+    element.scrollIntoView();
+    return new Promise((done) => (function look() {
+        const traces = element.data;
+        if (!traces || !element.querySelector(".main-svg")) return setTimeout(look, 50);
+        done(traces.map((trace) => trace._length ?? trace.x.length ?? trace.x._inputArray?.length));
+    })());
+}"""
+"""Number of points of each trace of a plot, once it is drawn."""
+
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
@@ -25,6 +38,32 @@ def browser() -> Iterator[Browser]:
 
 def ready(page: Page) -> None:
     page.wait_for_function("window.Plotly && window.worldr1Figures")
+
+
+def require_plots(page: Page) -> set[str]:
+    """Bring every plot into sight; all are drawn, and every trace has points."""
+    ready(page)
+    names = page.eval_on_selector_all(".plot", "all => all.map(plot => plot.dataset.plot)")
+    for name in names:
+        counts = page.evaluate(POINTS, name)
+        assert counts, name
+        assert min(counts) > 0, (name, counts)
+    return set(names)
+
+
+def require_playing(page: Page) -> list[float]:
+    """The clips of the first group play, no two further apart than a frame of 4 a second."""
+    page.evaluate("document.querySelector('.group').scrollIntoView()")
+    page.wait_for_function(
+        "[...document.querySelectorAll('.group')[0].querySelectorAll('video')]"
+        ".every(video => video.readyState === 4 && video.currentTime > 0.3)"
+    )
+    times: list[float] = page.evaluate(
+        "[...document.querySelectorAll('.group')[0].querySelectorAll('video')]"
+        ".map(video => video.currentTime)"
+    )
+    assert max(times) - min(times) < 0.25 + 1e-9
+    return times
 
 
 def test_copied_report_shows_every_plot_and_plays_its_videos_in_step(
@@ -38,37 +77,27 @@ def test_copied_report_shows_every_plot_and_plays_its_videos_in_step(
     shutil.rmtree(config.run)
     faults: list[str] = []
     page = open_page(browser, (copied / "index.html").as_uri(), faults)
-    ready(page)
-    names = page.eval_on_selector_all(".plot", "all => all.map(plot => plot.dataset.plot)")
-    assert {"reward", "part-traj", "guard-motion", "kl", "shares", "camera-0"} <= set(names)
-    points = """name => {
-        const element = document.querySelector(`[data-plot="${name}"]`);
-        element.closest("[hidden]")?.removeAttribute("hidden");
-        element.scrollIntoView();
-        return new Promise((done) => (function look() {
-            const traces = element.data;
-            if (!traces || !element.querySelector(".main-svg")) return setTimeout(look, 50);
-            done(traces.map((t) => (t._length ?? t.x.length ?? t.x._inputArray?.length)));
-        })());
-    }"""
-    for name in names:
-        counts = page.evaluate(points, name)
-        assert counts, name
-        assert min(counts) > 0, (name, counts)
-    page.evaluate("document.querySelector('.group').scrollIntoView()")
-    page.wait_for_function(
-        "[...document.querySelectorAll('.group')[0].querySelectorAll('video')]"
-        ".every(video => video.readyState === 4 && video.currentTime > 0.3)"
-    )
-    times = page.eval_on_selector_all(
-        ".group:first-of-type video", "all => all.slice(0, 6).map(video => video.currentTime)"
-    )
+    names = require_plots(page)
+    assert {"reward", "part-traj", "guard-motion", "kl", "shares", "camera-0"} <= names
+    times = require_playing(page)
     assert len(times) == 6
-    assert max(times) - min(times) < 0.25 + 1e-9  # one frame of 4 a second
     prompt = page.text_content(".group .prompt") or ""
     assert prompt.strip() == f"“{PROMPT}”"
     assert faults == []
     page.close()
+
+
+@pytest.mark.hand
+def test_report_of_given_runs(browser: Browser) -> None:
+    """REPORT_RUNS="RUN ..." pytest -m hand: the pages of real runs, written and opened."""
+    for run in os.environ["REPORT_RUNS"].split():
+        faults: list[str] = []
+        page = open_page(browser, Path(write_report(run)).as_uri(), faults)
+        names = require_plots(page)
+        times = require_playing(page)
+        print(f"{run}: {len(names)} plots, {len(times)} clips of a group in step, {faults}")
+        assert faults == []
+        page.close()
 
 
 def test_first_paint_with_500_videos(browser: Browser, smallest: Callable[..., RunConfig]) -> None:
