@@ -80,7 +80,7 @@ def submit(address: str, environment: dict[str, str], command: Sequence[str]) ->
 def ray_head(cpus: int = 4) -> Iterator[tuple[str, dict[str, str]]]:
     """A Ray head with dashboard on loopback; yields its address and the environment to reach it."""
     folder = Path(tempfile.mkdtemp(prefix="wr1-"))  # short: Unix socket paths end at 107 bytes
-    port, dashboard, metrics = _free_ports(3)
+    port, dashboard, metrics, agent = _free_ports(4)
     environment = _head_environment(folder)
     address = f"http://{LOOPBACK}:{dashboard}"
     command = [
@@ -96,6 +96,8 @@ def ray_head(cpus: int = 4) -> Iterator[tuple[str, dict[str, str]]]:
         LOOPBACK,
         "--dashboard-port",
         str(dashboard),
+        "--dashboard-agent-listen-port",
+        str(agent),  # its default may be another Ray's, and then no job finds an agent
         "--metrics-export-port",
         str(metrics),
         "--temp-dir",
