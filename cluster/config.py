@@ -38,6 +38,7 @@ _FREE_TO_CHANGE = (
     "placement.",
     "supervision.",
     "rewards.artifacts.",
+    "learner.keep_gathered",
 )
 _WORKER_COUNTS = re.compile(r"\.(workers|ranks|min_workers|max_workers|cpus\w*|gpus\w*)$")
 

@@ -65,9 +65,12 @@ def start_process_group(
 
 
 def shard_transformer(
-    transformer: nn.Module, mesh: DeviceMesh, activation_checkpointing: bool
+    transformer: nn.Module, mesh: DeviceMesh, activation_checkpointing: bool, keep_gathered: bool
 ) -> None:
     """Shard a Wan transformer in place: one FSDP unit per block, one for the rest.
+
+    With `keep_gathered` a unit's whole weights stay from its first forward pass on until
+    `training_pass` or `release` lets them go; otherwise every pass gathers them again.
 
     Every parameter computes in the dtype it is stored in (frozen weights in the policy's, LoRA in
     float32) and gradients are reduced in float32. A `param_dtype` would round the LoRA weights and
@@ -81,7 +84,7 @@ def shard_transformer(
     if activation_checkpointing:
         checkpoint_blocks(transformer)
     for unit in (*blocks, transformer):
-        fully_shard(unit, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
+        fully_shard(unit, mesh=mesh, mp_policy=policy, reshard_after_forward=not keep_gathered)
         # Losses are normalised over all ranks, so that gradients are summed, never averaged.
         unit.set_gradient_divide_factor(1.0)
         unit.set_force_sum_reduction_for_comms(True)
@@ -122,15 +125,26 @@ def _checkpoint_forward(block: nn.Module) -> None:
 
 
 @contextmanager
-def gradient_sync(transformer: nn.Module, enabled: bool) -> Iterator[None]:
-    """Reduce gradients over the ranks in the backward passes inside only if `enabled`; otherwise
-    they pile up locally until the next pass that does (LoRA gradients are small)."""
+def training_pass(transformer: nn.Module, last: bool, keep_gathered: bool) -> Iterator[None]:
+    """One of an update's forward and backward passes. Only the `last` reduces gradients over the
+    ranks; before it they pile up locally (LoRA gradients are small). With `keep_gathered`
+    only the last lets go of the gathered weights, which the update makes stale."""
     assert isinstance(transformer, FSDPModule)
-    transformer.set_requires_gradient_sync(enabled)
+    transformer.set_requires_gradient_sync(last)
+    transformer.set_reshard_after_backward(last or not keep_gathered)
     try:
         yield
     finally:
         transformer.set_requires_gradient_sync(True)
+        transformer.set_reshard_after_backward(True)
+
+
+def release(transformer: nn.Module) -> None:
+    """Let go of every gathered weight: a forward pass without a backward pass keeps them (under
+    `keep_gathered`), and weights that are loaded afterwards would not be seen."""
+    for module in transformer.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def gather(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -93,7 +93,7 @@ def learner_memory(
     one_block = (weights + lora) * shape.block_parameters // shape.parameters
     outside = weights - shape.layers * (weights * shape.block_parameters // shape.parameters)
     # FSDP holds the block that runs, the one it prefetches, and the root's own parameters.
-    gathered = 2 * one_block + outside
+    gathered = weights + lora if learner.keep_gathered else 2 * one_block + outside
     transient = {
         # The whole model is on the device before it is sharded.
         "load": weights + lora - resident["transformer's shard"],

@@ -140,7 +140,9 @@ class LearnerRank:
         # Saved and restored with the weights, whose history it is.
         self._account = torch.tensor(list(bytes.fromhex(EMPTY_ACCOUNT)), dtype=torch.uint8)
         self._transformer = cast(nn.Module, self._policy.transformer)
-        fsdp.shard_transformer(self._transformer, mesh, learner.activation_checkpointing)
+        fsdp.shard_transformer(
+            self._transformer, mesh, learner.activation_checkpointing, learner.keep_gathered
+        )
         self._lora = lora_parameters(self._transformer)
         self._average = start_average(self._lora)
         self._optimizer = torch.optim.AdamW(
@@ -194,6 +196,7 @@ class LearnerRank:
                 gaps.append(
                     residual_gap(density.sample, old_mean, density.mean, density.std, elements)
                 )
+        fsdp.release(self._transformer)
         return judge(
             log_ratios,
             gaps,
@@ -304,6 +307,7 @@ class LearnerRank:
 
     def load(self, url: str) -> None:
         """Read what `save` wrote, on any number of ranks. Raises OSError if that fails."""
+        fsdp.release(self._transformer)
         fsdp.load_sharded(url, dict(self._state()))
 
     def close(self) -> None:
@@ -370,7 +374,7 @@ class LearnerRank:
             advantage = torch.tensor([values[i] for i in micro.indices], device=self._device)
             weight = torch.tensor(micro.weights, device=self._device) / window
             last = number == len(passes) - 1
-            with fsdp.gradient_sync(self._transformer, enabled=last):
+            with fsdp.training_pass(self._transformer, last, self._config.keep_gathered):
                 output = self._surrogate(batch, w, advantage)
                 (output.loss * weight).sum().backward()
             columns = (

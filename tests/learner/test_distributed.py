@@ -39,8 +39,12 @@ def _job(
     trajectories: tuple[Trajectory, ...],
     folder: str,
 ) -> tuple[RatioProof, list[StepReport], dict[str, np.ndarray]]:
-    """Prove, take a step, save it as `by_<ranks>`, take another; whole weights after it."""
-    learner = make_rank(policy, rank=rank, world_size=world_size, init_url=url)
+    """Prove, take a step, save it as `by_<ranks>`, take another; whole weights after it.
+
+    Several ranks keep the gathered weights over an update's passes, one does not.
+    """
+    config = LEARNER.model_copy(update={"keep_gathered": world_size > 1})
+    learner = make_rank(policy, config, rank=rank, world_size=world_size, init_url=url)
     proof = learner.prove(*trajectories[:2])
     scored = score(trajectories, FAILED)
     reports = [train_step(learner, scored, LEARNER, rank, world_size)]

@@ -62,7 +62,11 @@ def _rollout_peak(shape: WanShape, clips: int) -> int:
 
 
 def _learner_peak(
-    shape: WanShape, clips: int, recompute: bool = True, mesh: DeviceMesh | None = None
+    shape: WanShape,
+    clips: int,
+    recompute: bool = True,
+    mesh: DeviceMesh | None = None,
+    keep_gathered: bool = False,
 ) -> int:
     """Reference pass, policy pass, loss, backward and what AdamW and the average hold; sharded
     over `mesh`, or whole."""
@@ -72,7 +76,7 @@ def _learner_peak(
     with FakeTensorMode():
         wan.materialise(model, torch.device("cpu"))
         if mesh is not None:
-            shard_transformer(model, mesh, recompute)
+            shard_transformer(model, mesh, recompute, keep_gathered)
         parameters = [p.to_local() if isinstance(p, DTensor) else p for p in model.parameters()]
         trained = [
             p
@@ -123,6 +127,7 @@ def eight_ranks() -> Iterator[DeviceMesh]:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("keep_gathered", [False, True], ids=["gather each pass", "keep"])
 @pytest.mark.parametrize(
     "shape",
     [
@@ -133,12 +138,13 @@ def eight_ranks() -> Iterator[DeviceMesh]:
     ids=["14B cut to 6 blocks", "1.3B", "14B"],
 )
 def test_learner_estimate_is_the_live_peak_of_a_sharded_rank(
-    shape: WanShape, eight_ranks: DeviceMesh
+    shape: WanShape, keep_gathered: bool, eight_ranks: DeviceMesh
 ) -> None:
     """One of eight ranks: its shards, the gathered blocks as FSDP holds and frees them, and all."""
-    estimate = learner_memory(POLICY, ROLLOUT, LearnerConfig(ranks=8), shape)
+    config = LearnerConfig(ranks=8, keep_gathered=keep_gathered)
+    estimate = learner_memory(POLICY, ROLLOUT, config, shape)
     used = sum(estimate.resident.values()) + estimate.transient["forward and backward"]
-    measured = _learner_peak(shape, clips=1, mesh=eight_ranks)
+    measured = _learner_peak(shape, clips=1, mesh=eight_ranks, keep_gathered=keep_gathered)
     print(f"estimate {used / 1e9:.2f} GB, live peak {measured / 1e9:.2f} GB")
     assert used == pytest.approx(measured, rel=TOLERANCE)
 
