@@ -117,6 +117,11 @@ class EvalConfig(BaseModel):
     ema: bool = True
     """Evaluate the running average of the weights beside the weights, where there is one
     (`learner.ema_decay` > 0) and a step was done."""
+    gold: bool = True
+    """Let an estimator that is independent of the reward's reconstructor judge the held-out clips
+    too, and raise an alarm when the two part."""
+    max_fall: float = Field(default=0.15, gt=0, lt=1, allow_inf_nan=False)
+    """Share by which motion or sharpness of the held-out clips may fall before that is an alarm."""
 
 
 class MetricsConfig(BaseModel):

@@ -20,7 +20,7 @@ from cluster.video import encode_mp4
 from prompts.schema import Prompt
 from rewards.scoring import combine
 
-SHOWN_RAW = ("psnr", "content", "sharpness", "motion")
+SHOWN_RAW = ("psnr", "gold", "content", "sharpness", "motion")
 """Measurements compared beside the reward: what a reward hacker would sacrifice."""
 
 
@@ -91,13 +91,16 @@ class Evaluator:
         prompts = [prompt for prompt, _ in self.pairs]
         videos = await workers.rollouts.sample(prompts, [seed for _, seed in self.pairs], weights)
         scored: dict[int, SampleScores] = {}
+        second: dict[int, dict[str, float] | str] = {}
 
         async def score(index: int) -> None:
             scored[index] = await workers.rewards.score(videos[index], prompts[index], "main")
+            if self.config.eval.gold:
+                second[index] = await workers.rewards.second_opinion(videos[index], prompts[index])
 
         await gather_or_cancel([score(index) for index in range(len(videos))])
         samples = [
-            self._sample(index, scored[index])
+            self._sample(index, scored[index], second.get(index, ""))
             for index in range(len(videos))
             if not scored[index].failures
         ]
@@ -107,12 +110,32 @@ class Evaluator:
             self.folder.write_bytes(video_file(step, prompt.id, seed, average), data)
         self._store(step, samples, average)
         self._report(step, samples, average)
+        if step and average == self.wants_average(step):
+            self._raise_alarms(step, samples)
         return samples
 
-    def _sample(self, index: int, scores: SampleScores) -> EvalSample:
+    def _sample(
+        self, index: int, scores: SampleScores, second: dict[str, float] | str
+    ) -> EvalSample:
         prompt, seed = self.pairs[index]
         total, parts = combine(scores.parts, self.config.rewards.weights, "main")
-        return EvalSample(prompt.id, prompt.text, seed, total, parts, scores.raw)
+        raw = {**scores.raw, "proxy": proxy(scores.parts)}
+        if not isinstance(second, str):
+            raw |= {"gold": second["gold"], "gold_consistency": second["consistency"]}
+        return EvalSample(prompt.id, prompt.text, seed, total, parts, raw)
+
+    def _raise_alarms(self, step: int, samples: Sequence[EvalSample]) -> None:
+        """Compare with the untrained policy; say and store what is wrong, if anything is."""
+        from cluster.evaluation.alarms import find_alarms
+
+        if not has_evaluation(self.folder, 0):
+            return
+        alarms = find_alarms(load_evaluation(self.folder, 0), samples, self.config.eval.max_fall)
+        self.metrics.write(
+            {"kind": "alarm", "step": step, "alarms": [asdict(alarm) for alarm in alarms]}
+        )
+        for alarm in alarms:
+            self.metrics.say(f"ALARM after {step} steps: {alarm.text}")
 
     def _store(self, step: int, samples: Sequence[EvalSample], average: bool) -> None:
         rows = [
@@ -136,7 +159,11 @@ class Evaluator:
                 for name in SHOWN_RAW
             },
             "unscored": len(self.pairs) - len(samples),
+            "proxy": mean_spread(s.raw["proxy"] for s in samples),
         }
+        if self.config.eval.gold:
+            found = [s.raw["gold"] for s in samples if "gold" in s.raw]
+            row |= {"gold": mean_spread(found), "gold_failures": len(samples) - len(found)}
         self.metrics.write(row)
         parts = " ".join(f"{name} {row['parts'][name]['mean']:.3f}" for name in names)
         what = "averaged weights" if average else "eval"
@@ -144,6 +171,11 @@ class Evaluator:
             f"{what} after {step} steps: R {row['reward'].get('mean', float('nan')):.3f} | {parts} "
             f"({len(samples)} of {len(self.pairs)} pairs)"
         )
+
+
+def proxy(parts: Mapping[str, float]) -> float:
+    """S_recon + S_traj, or twice S_recon where no motion is requested: what gold is compared to."""
+    return parts["recon"] + parts.get("traj", parts["recon"])
 
 
 def video_file(step: int, prompt_id: str, seed: int, average: bool = False) -> str:

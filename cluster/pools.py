@@ -291,6 +291,17 @@ class Rewards:
             seconds=time.perf_counter() - started,
         )
 
+    async def second_opinion(self, video: Ref, prompt: Prompt) -> dict[str, float] | str:
+        """Figures of the independent estimator, or why there are none: it never stops a run."""
+        pool = self.pools["reconstruction"]
+        try:
+            found = await pool.call(
+                "second_opinion", video, prompt, timeout_s=self.config.timeout_s
+            )
+        except (TimeoutError, WorkerLost) as error:
+            return f"no second opinion: {type(error).__name__} {error}"
+        return found if isinstance(found, str) else dict(found)
+
     async def _single(
         self, kind: RewardKind, subject: Ref, prompt: Prompt
     ) -> tuple[list[Score | ScoreFailure], int, None]:

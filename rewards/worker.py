@@ -30,6 +30,7 @@ from rewards.checks import (
 from rewards.config import RewardConfig
 from rewards.gaussians import render
 from rewards.judge import GeometryJudge
+from rewards.metrics.independent import NoCameraFound, second_opinion
 from rewards.perceptual import build_distance
 from rewards.reconstruct.photometric import PhotometricReconstructor
 from rewards.reconstruct.reconstruction import Reconstruction
@@ -104,6 +105,13 @@ class ReconstructionWorker:
         if isinstance(outcome, ScoreFailure):
             return outcome, None, None
         return outcome, *extras[0]
+
+    def second_opinion(self, video: U8, prompt: Prompt) -> dict[str, float] | str:
+        """Figures of the independent estimator, or one sentence where it finds no camera."""
+        try:
+            return dict(second_opinion(video, prompt, self.camera, sweep=False).figures)
+        except (NoCameraFound, np.linalg.LinAlgError) as error:
+            return str(error)
 
     def known_answers(self) -> dict[str, float]:
         """Scores of the known-answer clips; KnownAnswerError when their order is wrong."""

@@ -37,6 +37,8 @@ class RunData:
     """Held-out samples of the raw weights by step."""
     ema_evaluations: Mapping[int, Sequence[EvalSample]]
     """Held-out samples of the averaged weights by step."""
+    alarms: tuple[Row, ...]
+    """Rows of what each evaluation found wrong, ascending; mostly empty lists."""
     groups: tuple[KeptGroup, ...]
     """Kept groups by (step, serial number)."""
 
@@ -69,13 +71,17 @@ def load_run(url: str) -> RunData:
         raise ConfigError(f"RUN = {url!r} was made by another version: {error}") from None
     except (ValueError, OSError) as error:
         raise ConfigError(f"RUN = {url!r} cannot be read: {error}") from None
-    of = {kind: tuple(r for r in rows if r["kind"] == kind) for kind in ("step", "eval", "ema")}
+    of = {
+        kind: tuple(r for r in rows if r["kind"] == kind)
+        for kind in ("step", "eval", "ema", "alarm")
+    }
     return RunData(
         url=folder.url,
         config=config,
         steps=of["step"],
         evals=of["eval"],
         ema_evals=of["ema"],
+        alarms=of["alarm"],
         evaluations=_evaluations(folder, of["eval"], average=False),
         ema_evaluations=_evaluations(folder, of["ema"], average=True),
         groups=groups,

@@ -24,6 +24,7 @@ from cluster.evaluate import EvalSample, Gain, paired_gains, video_file
 from cluster.metrics import format_seconds
 from cluster.report.data import RunData, load_run
 from cluster.report.figures import clock_plots, guard_plots, policy_plots, reward_plots
+from cluster.report.gold import alarm_texts, gold_plot
 from cluster.report.paths3d import camera_figure
 from cluster.report.style import PARTS
 from cluster.storage import SAMPLES, RunFolder
@@ -72,6 +73,7 @@ def _sections(run: RunData) -> list[dict[str, Any]]:
             "lead": "R = S_recon + S_traj + S_meta + λ R_gen. Shaded steps belong to the dynamic "
             "phase, which is paid R_gen alone, on prompts whose things move.",
             "plots": reward,
+            "alarms": [],
         },
         {
             "id": "hacking",
@@ -79,7 +81,8 @@ def _sections(run: RunData) -> list[dict[str, Any]]:
             "lead": "A policy can please a proxy by giving something else up: blur is easy to "
             "reconstruct, a still camera never errs, an empty scene is consistent. The proxy "
             "(grey, right axis, main phase only) beside what it could be bought with.",
-            "plots": guard_plots(run),
+            "alarms": alarm_texts(run),
+            "plots": [*gold_plot(run), *guard_plots(run)],
         },
     ]
     if run.steps:
@@ -89,12 +92,14 @@ def _sections(run: RunData) -> list[dict[str, Any]]:
                 "title": "Policy",
                 "lead": "How far each update goes, and what the clip lets through.",
                 "plots": policy_plots(run),
+                "alarms": [],
             },
             {
                 "id": "clocks",
                 "title": "Clocks and losses",
                 "lead": "Where the time goes, and what did not train.",
                 "plots": clock_plots(run),
+                "alarms": [],
             },
         ]
     return chapters

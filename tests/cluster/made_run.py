@@ -76,7 +76,11 @@ def make_run(config: RunConfig, steps: int, groups: int, evals: tuple[int, ...])
             raw = {name: spread(1.0) for name in ("psnr", "content", "sharpness", "motion")}
             kind = "ema" if average else "eval"
             figures = {"reward": spread(2.0), "parts": {"gen": spread(0.5)}, "raw": raw}
-            rows.append({"kind": kind, "step": step, **figures})
+            second = {"proxy": spread(1.5), "gold": spread(1.2), "gold_failures": 1}
+            rows.append({"kind": kind, "step": step, **figures, **second})
+        if step:
+            alarm = {"kind": "motion", "text": "motion dies: 2.0 → 1.0"}
+            rows.append({"kind": "alarm", "step": step, "alarms": [alarm]})
     folder.write_text("metrics.jsonl", "".join(f"{json.dumps(row)}\n" for row in rows))
     for serial in range(groups):
         _make_group(folder, config, serial % max(steps, 1), serial, data)

@@ -55,6 +55,16 @@ def test_learning_rate_zero_moves_nothing(smallest: Build) -> None:
     )
     assert before == after
     assert len(before) == 2
+    rows = [json.loads(x) for x in (Path(config.run) / "metrics.jsonl").read_text().splitlines()]
+    evals = {(row["kind"], row["step"]): row for row in rows if row["kind"] != "step"}
+    assert set(evals) == {("eval", 0), ("eval", 2), ("ema", 2), ("alarm", 2)}
+    assert evals["alarm", 2]["alarms"] == []  # equal clips: nothing parts, nothing falls
+    judged = evals["eval", 0]
+    assert judged["gold"] == evals["ema", 2]["gold"]
+    assert judged["gold"]["n"] + judged["gold_failures"] == 2
+    assert judged["proxy"]["mean"] == pytest.approx(
+        sum(sample["parts"]["recon"] + sample["parts"]["traj"] for sample in before) / 2
+    )
     assert (Path(config.run) / "before_after.png").stat().st_size > 1000
     assert any(line.startswith("proof  ratio       ok") for line in lines)
 

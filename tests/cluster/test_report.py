@@ -12,6 +12,7 @@ import pytest
 from cluster.cli import main
 from cluster.config import ConfigError, RunConfig
 from cluster.report.data import MAX_POINTS, dynamic_spans, load_run, series
+from cluster.report.gold import gold_plot
 from cluster.report.page import write_report
 from cluster.report.refresh import Refresher
 from cluster.report.style import joined, pieces, smoothed
@@ -80,6 +81,24 @@ def test_second_report_copies_only_what_is_missing(smallest: Callable[..., RunCo
     again = {path: path.stat().st_mtime_ns for path in media.rglob("*.*")}
     assert {path for path in files if again[path] != files[path]} == {lost}
     assert folder.exists("report/plotly.min.js")
+
+
+def test_alarms_and_both_judges_are_shown(smallest: Callable[..., RunConfig]) -> None:
+    config = smallest("steps=4")
+    folder = make_run(config, steps=4, groups=0, evals=(0, 4))
+    write_report(config.run)
+    page, figures = folder.read_text("report/index.html"), folder.read_text("report/figures.js")
+    assert '<p class="alarm">after 4 steps: motion dies: 2.0 → 1.0</p>' in page
+    assert 'data-plot="gold"' in page
+    (plot,) = gold_plot(load_run(config.run))
+    assert [(trace.name, list(trace.x)) for trace in plot.figure.data] == [
+        ("the reward's reconstructor", [0, 4]),
+        ("the reward's reconstructor, averaged", [4]),
+        ("independent", [0, 4]),
+        ("independent, averaged", [4]),
+        ("no camera found (clips)", [0, 4, 4]),
+    ]
+    assert '"gold":' in figures
 
 
 def test_where_there_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
