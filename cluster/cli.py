@@ -18,6 +18,7 @@ from cluster.config import (
     preset_names,
     to_json,
 )
+from cluster.envs_cli import add_envs_command
 from cluster.prompts_cli import add_prompts_command
 from cluster.report_cli import add_report_command
 from cluster.run_cli import add_run_commands
@@ -110,6 +111,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--run", metavar="DIR", help="directory of the run (default: a new one)")
     demo.set_defaults(command=_demo)
     add_camera_command(commands)
+    add_envs_command(commands)
     add_run_commands(commands)
     add_prompts_command(commands)
     add_report_command(commands)

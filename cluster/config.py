@@ -40,7 +40,7 @@ _FREE_TO_CHANGE = (
     "rewards.artifacts.",
     "learner.keep_gathered",
 )
-_WORKER_COUNTS = re.compile(r"\.(workers|ranks|min_workers|max_workers|cpus\w*|gpus\w*)$")
+_WORKERS = re.compile(r"\.(workers|ranks|min_workers|max_workers|cpus\w*|gpus\w*|env)$")
 
 
 class ConfigError(ValueError):
@@ -263,12 +263,12 @@ def fingerprint(config: RunConfig) -> dict[str, Any]:
     """The leaves that a resumed run may not change: everything that decides what is computed.
 
     Where the run is stored, its length, checkpointing, evaluation, metrics, supervision
-    and the number and size of workers may differ between the first start and a resume.
+    and number, size and environment of workers may differ between the first start and a resume.
     """
     return {
         key: value
         for key, value in flatten(config).items()
-        if not key.startswith(_FREE_TO_CHANGE) and not _WORKER_COUNTS.search(key)
+        if not key.startswith(_FREE_TO_CHANGE) and not _WORKERS.search(key)
     }
 
 

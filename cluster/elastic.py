@@ -37,7 +37,7 @@ class Demand:
     busy_share: float
     """Share of the workers' time spent on calls."""
     service_s: float
-    """Mean duration of a call."""
+    """Mean duration of a call, over the calls that a worker runs at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +98,7 @@ class ElasticPool(Protocol):
 
     meter: Meter
     pending: int
+    calls_at_once: int
 
     @property
     def size(self) -> int:
@@ -156,7 +157,7 @@ class Supervisor:
         pool, limits = self._pools[name]
         clock = pool.meter.lap("supervisor")
         if clock.calls:
-            self._service_s[name] = clock.service_s
+            self._service_s[name] = clock.service_s / pool.calls_at_once
         demand = Demand(
             pool.size, pool.pending, pool.meter.waiting, clock.busy_share, self._service_s[name]
         )

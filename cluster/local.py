@@ -13,7 +13,10 @@ from cluster.config import RunConfig, resolve_model
 from cluster.pools import Learner, Rewards, Rollouts, WorkerLost, Workers, bind
 from learner.rank import LearnerRank
 from learner.schedule import guard_active
-from rewards.worker import AestheticWorker, JudgeWorker, ReconstructionWorker
+from rewards.aesthetic_worker import AestheticWorker
+from rewards.environments import located
+from rewards.judge_worker import JudgeWorker
+from rewards.worker import ReconstructionWorker
 
 
 class LocalPool:
@@ -75,10 +78,12 @@ def local_workers(config: RunConfig) -> Iterator[Workers]:
     guard = guard_active(config.learner, config.max_staleness)
     learner = config.learner.model_copy(update={"guard": guard})
     device, threads = "cpu", config.threads
+    rewards = located(config.rewards)
     reconstruction = ReconstructionWorker(
-        config.rewards, config.camera, config.rollout.frames, device, threads
+        rewards, config.camera, config.rollout.frames, device, threads
     )
     rank = LearnerRank(0, 1, policy, learner, config.rollout, config.seed, None, device, threads)
+    judge = JudgeWorker(rewards, device, threads)
     workers = Workers(
         rollouts=Rollouts(
             LocalPool(
@@ -87,9 +92,9 @@ def local_workers(config: RunConfig) -> Iterator[Workers]:
         ),
         rewards=Rewards(
             LocalPool("reconstruction", reconstruction),
-            LocalPool("judge", JudgeWorker(config.rewards, device, threads)),
-            LocalPool("aesthetic", AestheticWorker(config.rewards, device, threads)),
-            config.rewards,
+            LocalPool("judge", judge),
+            LocalPool("aesthetic", AestheticWorker(rewards, device, threads)),
+            rewards,
         ),
         learner=Learner(
             LocalPool("learner", rank), config.learner.micro_batch, config.learner.updates_per_batch
@@ -98,4 +103,5 @@ def local_workers(config: RunConfig) -> Iterator[Workers]:
     try:
         yield workers
     finally:
+        judge.close()
         rank.close()

@@ -62,9 +62,8 @@ def missing(shapes: Sequence[PoolShape], resources: Mapping[str, float]) -> str 
     return None
 
 
-def place(config: RunConfig) -> dict[str, PlacementGroup | None]:
+def place(config: RunConfig, shapes: Sequence[PoolShape]) -> dict[str, PlacementGroup | None]:
     """Reserve a placement group per pool; PlacementError when they are not granted in time."""
-    shapes = layout(config)
     if config.placement.strategy == "none":
         return dict.fromkeys((shape.name for shape in shapes), None)
     if (reason := missing(shapes, ray.cluster_resources())) is not None:

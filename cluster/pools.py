@@ -347,7 +347,7 @@ class Rewards:
             except WorkerLost as lost:
                 # Deaths are no attempts, but a sample that kills its workers is set aside.
                 return ScoreFailure(kind, f"quarantined: {lost}", "WorkerLost"), attempt
-            if isinstance(outcome, Score):
+            if isinstance(outcome, Score) or outcome.final:
                 return outcome, attempt
         return outcome, self.config.max_attempts
 

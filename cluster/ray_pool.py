@@ -24,6 +24,7 @@ from ray.exceptions import (
 )
 
 from cluster.clocks import Meter
+from cluster.dispatch import Dispatch, NobodyLeft
 from cluster.pools import ObjectGone, WorkerLost, bind
 
 log = logging.getLogger(__name__)
@@ -47,7 +48,7 @@ class _Member:
 
 
 class RayPool:
-    """Actors of one class; a free one takes the next call."""
+    """Actors of one class; the one with the shortest queue takes the next call."""
 
     def __init__(
         self,
@@ -56,12 +57,15 @@ class RayPool:
         workers: int,
         max_deaths: int = 3,
         admission: str | None = None,
+        calls_at_once: int = 1,
     ) -> None:
         """`spawn(index)` starts an actor; `admission` names a method that a worker which joins
         later must answer before it gets work; a call in flight at `max_deaths` deaths is given up.
+        A worker is given at most `calls_at_once` calls; the meter counts each as a worker.
         """
         self.name = name
-        self.meter = Meter(workers)
+        self.calls_at_once = calls_at_once
+        self.meter = Meter(workers * calls_at_once)
         self.max_deaths = max_deaths
         self.pending = 0
         """Workers that were asked for and do not work yet."""
@@ -70,11 +74,10 @@ class RayPool:
         self._spawn, self._admission = spawn, admission
         self._next_index = workers
         self._members = [_Member(index, spawn(index)) for index in range(workers)]
-        self._idle: asyncio.Queue[_Member | None] = asyncio.Queue()
+        self._dispatch: Dispatch[_Member] = Dispatch(calls_at_once)
         for member in self._members:
-            self._idle.put_nowait(member)
+            self._dispatch.open(member)
         self._tasks: set[asyncio.Task[None]] = set()
-        self._failure = ""
         self._closed = False
 
     @property
@@ -104,10 +107,12 @@ class RayPool:
                 self.deaths += 1
                 log.warning("%s: a worker died in %s: %s", self.name, method, lost)
                 self._repair(member)
-            except (TimeoutError, asyncio.CancelledError):
-                # Its answer is of no use to anybody, and it may never come.
-                ray.kill(member.actor, no_restart=False)
-                self._repair(member)
+            except (TimeoutError, asyncio.CancelledError) as error:
+                # Its answer is of no use to anybody, and it may never come. A worker that serves
+                # others beside it is killed only for having become too slow.
+                if self.calls_at_once == 1 or isinstance(error, TimeoutError):
+                    ray.kill(member.actor, no_restart=False)
+                    self._repair(member)
                 raise
             finally:
                 self.meter.change(busy=-1)
@@ -159,15 +164,10 @@ class RayPool:
         """Let the youngest worker finish its call and leave."""
         member = max((m for m in self._members if not m.draining), key=lambda m: m.index)
         member.draining = True
-        self.meter.change(workers=0 if member.repairing else -1)
-        # An idle one is met in the queue by the next call that looks for a worker; it would stay
-        # until then, so it is looked for here.
-        idle = [self._idle.get_nowait() for _ in range(self._idle.qsize())]
-        for other in idle:
-            if other is member:
-                self._retire(member)
-            else:
-                self._idle.put_nowait(other)
+        self._dispatch.close(member)
+        self._count(0 if member.repairing else -1)
+        if not member.repairing and not self._dispatch.in_flight(member):
+            self._retire(member)
 
     def close(self) -> None:
         """Kill every worker."""
@@ -180,20 +180,21 @@ class RayPool:
     async def _acquire(self) -> _Member:
         self.meter.change(waiting=1)
         try:
-            member = await self._idle.get()
+            member = await self._dispatch.take()
+        except NobodyLeft as nobody:
+            raise WorkerLost(str(nobody)) from None
         finally:
             self.meter.change(waiting=-1)
-        if member is None:
-            self._idle.put_nowait(None)
-            raise WorkerLost(self._failure)
         self.meter.change(busy=1)
         return member
 
     def _give_back(self, member: _Member) -> None:
-        if member.draining:
+        self._dispatch.give_back(member)
+        if member.draining and not self._dispatch.in_flight(member):
             self._retire(member)
-        elif not member.repairing:
-            self._idle.put_nowait(member)
+
+    def _count(self, workers: int) -> None:
+        self.meter.change(workers=workers * self.calls_at_once)
 
     def _retire(self, member: _Member) -> None:
         if member in self._members:
@@ -202,10 +203,11 @@ class RayPool:
 
     def _repair(self, member: _Member) -> None:
         """Bring a worker back in the background; it takes no calls until then."""
-        if member.draining or self._closed:
+        if member.draining or member.repairing or self._closed:
             return
         member.repairing = True
-        self.meter.change(workers=-1)
+        self._dispatch.close(member)
+        self._count(-1)
         self._start(self._repaired(member))
 
     async def _repaired(self, member: _Member) -> None:
@@ -214,8 +216,8 @@ class RayPool:
         if member.draining:
             self._retire(member)
         elif alive:
-            self.meter.change(workers=1)
-            self._idle.put_nowait(member)
+            self._count(1)
+            self._dispatch.open(member)
 
     async def _revive(self, member: _Member) -> bool:
         """Wait until a worker answers again; False where it is gone for good."""
@@ -239,8 +241,7 @@ class RayPool:
         self._members.remove(member)
         log.warning("%s: a worker does not start again: %s", self.name, reason)
         if not self._members:
-            self._failure = f"no {self.name} worker is left; the last one: {reason}"
-            self._idle.put_nowait(None)
+            self._dispatch.fail(f"no {self.name} worker is left; the last one: {reason}")
 
     async def _join(self, member: _Member) -> None:
         try:
@@ -255,8 +256,8 @@ class RayPool:
             self.pending -= 1
         if alive:
             self._members.append(member)
-            self.meter.change(workers=1)
-            self._idle.put_nowait(member)
+            self._count(1)
+            self._dispatch.open(member)
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

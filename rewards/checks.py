@@ -15,6 +15,10 @@ from rewards.score import RewardKind, Score, ScoreFailure
 U8 = NDArray[np.uint8]
 
 
+class Unscorable(ValueError):
+    """A sample that another attempt would not score either."""
+
+
 def guarded(kind: RewardKind, scorer: str, scored: Callable[[], Score]) -> Score | ScoreFailure:
     """Run a scorer; an exception or a part that is not finite becomes a `ScoreFailure`."""
     start = time.perf_counter()
@@ -22,7 +26,8 @@ def guarded(kind: RewardKind, scorer: str, scored: Callable[[], Score]) -> Score
         score = scored()
     except Exception as error:  # whatever a scorer raises is that sample's failure
         reason = f"{kind} failed: {error}"
-        return ScoreFailure(kind, reason, type(error).__name__, scorer, _since(start))
+        final = isinstance(error, Unscorable)
+        return ScoreFailure(kind, reason, type(error).__name__, scorer, _since(start), final)
     bad = _not_finite(score.parts)
     if bad:
         reason = f"{kind} answered {', '.join(bad)}; only finite parts are scores"

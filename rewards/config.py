@@ -23,6 +23,9 @@ class PoolConfig(BaseModel):
     """GPUs of each worker; the embedded backends run on the CPU."""
     cpus: float = Field(default=1.0, gt=0, le=256)
     """CPUs Ray books for each worker."""
+    env: str = ""
+    """Python environment of the workers, made by `worldr1 envs build`: its name, or a path with a
+    slash in it; empty: that of core. It has to be there on every node."""
 
     @model_validator(mode="after")
     def _bounds(self) -> PoolConfig:
@@ -80,15 +83,83 @@ class ReconstructionConfig(PoolConfig):
 class JudgeConfig(PoolConfig):
     """Judge of the meta-view image, S_meta."""
 
-    backend: Literal["embedded"] = "embedded"
-    """`embedded`: measures holes, specks, stretched texture and missing objects, on the CPU."""
+    backend: Literal["embedded", "vllm", "endpoint"] = "embedded"
+    """`embedded`: measures holes, specks, stretched texture and missing objects, on the CPU;
+    `vllm`: a vision-language model on a vLLM server that each worker starts for itself;
+    `endpoint`: one on a server that is there, with vLLM's fields of the OpenAI protocol."""
+    model: str = Field(default="Qwen/Qwen3-VL-8B-Instruct", min_length=1)
+    """Hub id or folder of the model that `vllm` serves, or the name under which `endpoint` does."""
+    url: str = Field(default="", pattern=r"^(https?://[^/\s@]+(/[^\s@]*)?)?$")
+    """Of `endpoint`, such as http://judge:8000/v1, without credentials."""
+    key_variable: str = Field(default="OPENAI_API_KEY", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    """Environment variable of the workers that holds the endpoint's key; read there alone."""
+    concurrency: int = Field(default=8, ge=1, le=1024)
+    """Requests that a worker has in flight at once, which its server answers in one batch."""
+    request_timeout_s: float = Field(default=60.0, gt=0, le=86400, allow_inf_nan=False)
+    """For one request."""
+    max_tokens: int = Field(default=4096, ge=256, le=2**20)
+    """Longest request that `vllm` serves, the picture's tokens included."""
+    image_limit: int = Field(default=1, ge=1, le=64)
+    """Pictures in one request that `vllm` accepts; the judge sends one."""
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    """Of the served weights."""
+    tensor_parallel: int = Field(default=1, ge=1, le=64)
+    """GPUs over which a server shards the model; `gpus` has to be the same number."""
+    gpu_memory: float | None = Field(default=None, gt=0, le=1, allow_inf_nan=False)
+    """Share of each GPU's memory that a server takes; unset: 0.9 x `gpus`, at most 0.9."""
+    start_timeout_s: float = Field(default=1800.0, gt=0, le=86400, allow_inf_nan=False)
+    """A server that is not healthy by then is started again, three times at most."""
+    health_interval_s: float = Field(default=5.0, gt=0, le=3600, allow_inf_nan=False)
+    """Time between two health checks; a server that misses three in a row is replaced."""
+
+    @property
+    def calls_at_once(self) -> int:
+        """Calls that a worker takes at once."""
+        return 1 if self.backend == "embedded" else self.concurrency
+
+    @property
+    def gpu_share(self) -> float:
+        """The resolved `gpu_memory`."""
+        return min(0.9, 0.9 * self.gpus) if self.gpu_memory is None else self.gpu_memory
+
+    @model_validator(mode="after")
+    def _served(self) -> JudgeConfig:
+        if (self.backend == "endpoint") != bool(self.url):
+            needs = "needs" if self.backend == "endpoint" else "has no use for"
+            raise ValueError(
+                f"rewards.judge.backend = {self.backend!r} {needs} rewards.judge.url"
+                + (f" = {self.url!r}" if self.url else "")
+            )
+        if self.backend != "vllm" and self.tensor_parallel != 1:
+            raise ValueError(
+                f"rewards.judge.tensor_parallel = {self.tensor_parallel} needs "
+                "rewards.judge.backend = 'vllm'"
+            )
+        if self.tensor_parallel > 1 and self.gpus != self.tensor_parallel:
+            raise ValueError(
+                f"rewards.judge.gpus = {self.gpus:g} is not rewards.judge.tensor_parallel = "
+                f"{self.tensor_parallel}; a server shards over the GPUs that its worker holds"
+            )
+        if self.backend != "vllm" and self.gpus:
+            raise ValueError(
+                f"rewards.judge.backend = {self.backend!r} runs on the CPU only; "
+                f"rewards.judge.gpus = {self.gpus:g} has to be 0"
+            )
+        return self
 
 
 class AestheticConfig(PoolConfig):
     """Scorer of single frames, R_gen."""
 
-    backend: Literal["embedded"] = "embedded"
-    """`embedded`: sharpness, contrast and the colours that the prompt names, on the CPU."""
+    backend: Literal["embedded", "hpsv3"] = "embedded"
+    """`embedded`: sharpness, contrast and the colours that the prompt names, on the CPU; `hpsv3`:
+    the HPSv3 package, in its own environment."""
+    model: str = "MizzenAI/HPSv3"
+    """Weights of `hpsv3`: a .safetensors file, or a hub repository that holds HPSv3.safetensors."""
+    base: str = "Qwen/Qwen2-VL-7B-Instruct"
+    """Hub id or folder of the model that `hpsv3` was trained from: its tokenizer and shape."""
+    batch: int = Field(default=8, ge=1, le=481)
+    """Frames in one pass of `hpsv3`."""
     frames: int = Field(default=8, ge=1, le=481)
     """K: the first frames of the video that are scored and averaged."""
     offset: float = Field(default=5.0, ge=-100, le=100, allow_inf_nan=False)

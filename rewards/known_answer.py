@@ -21,7 +21,9 @@ from prompts.schema import Prompt
 from rewards.score import Score, ScoreFailure
 
 if TYPE_CHECKING:
-    from rewards.worker import AestheticWorker, JudgeWorker, ReconstructionWorker
+    from rewards.aesthetic_worker import AestheticWorker
+    from rewards.judge_worker import JudgeWorker
+    from rewards.worker import ReconstructionWorker
 
 U8 = NDArray[np.uint8]
 

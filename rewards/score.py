@@ -32,6 +32,16 @@ class Score:
 
 
 @dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a judge says of a picture, or a frame scorer of a clip, before it is a `Score`."""
+
+    score: float
+    """S_meta in [0, 0.9], or the raw score that an affine map takes to R_gen."""
+    raw: Mapping[str, float] = field(default_factory=dict)
+    """What was measured on the way."""
+
+
+@dataclass(frozen=True, slots=True)
 class ScoreFailure:
     """A sample that could not be scored; never enters an average."""
 
@@ -42,3 +52,5 @@ class ScoreFailure:
     """Type name of the exception, empty where none was raised."""
     scorer: str = ""
     seconds: float = 0.0
+    final: bool = False
+    """Whether another attempt would meet the same: it is not made."""

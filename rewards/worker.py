@@ -1,9 +1,11 @@
-"""The three reward workers: plain classes, wrapped as actors where they are spawned.
+"""The three reward workers are plain classes, wrapped as actors where they are spawned.
 
-ReconstructionWorker   video → S_recon, S_traj, meta-view      JudgeWorker   meta-view → S_meta
-AestheticWorker        video → R_gen
+ReconstructionWorker (here)                 video → S_recon, S_traj, meta-view
+JudgeWorker (judge_worker.py)               meta-view → S_meta
+AestheticWorker (aesthetic_worker.py)       video → R_gen
 
-A scorer's error is a `ScoreFailure`, and so is a NaN; only a caller's mistake raises.
+Each may run in an environment of its own, so that none imports what another needs. A scorer's error
+is a `ScoreFailure`, and so is a NaN; only a caller's mistake raises.
 """
 
 from __future__ import annotations
@@ -17,26 +19,22 @@ from numpy.typing import NDArray
 from prompts.camera import invert_pose, requested_path
 from prompts.config import CameraConfig
 from prompts.schema import Prompt
-from rewards.aesthetic import FrameScorer
 from rewards.checks import (
     guarded,
     pin_threads,
     psnr,
     require_cpu,
-    require_image,
     require_video,
     to_uint8,
 )
 from rewards.config import RewardConfig
 from rewards.gaussians import render
-from rewards.judge import GeometryJudge
 from rewards.metrics.independent import NoCameraFound, second_opinion
 from rewards.perceptual import build_distance
 from rewards.reconstruct.photometric import PhotometricReconstructor
 from rewards.reconstruct.reconstruction import Reconstruction
 from rewards.score import Score, ScoreFailure
 from rewards.scoring import (
-    affine_to_unit,
     meta_view_pose,
     reconstruction_score,
     texture,
@@ -208,76 +206,3 @@ class ReconstructionWorker:
         estimated = invert_pose(c2w[0]) @ c2w
         estimated[:, :3, 3] /= found.median_depth
         return Artifacts(to_uint8(found.rerender), estimated, requested, scale, meta_view)
-
-
-class JudgeWorker:
-    """Judges meta-views."""
-
-    def __init__(self, config: RewardConfig, device: str = "cpu", threads: int = 1) -> None:
-        pin_threads(threads)
-        require_cpu("judge.backend", config.judge.backend, device)
-        self.judge = GeometryJudge()
-
-    def describe(self) -> dict[str, str]:
-        """Scorer, for the run's log."""
-        return {"kind": "judge", "scorer": self.judge.version}
-
-    def score(self, meta_view: U8, prompt: Prompt) -> Score | ScoreFailure:
-        """S_meta of a meta-view uint8 [H, W, 3]."""
-        require_image(meta_view)
-
-        def scored() -> Score:
-            found = self.judge(meta_view, prompt)
-            raw = {
-                "meta_covered": found.covered,
-                "meta_tidy": found.tidy,
-                "meta_unstretched": found.unstretched,
-                "meta_content": found.content,
-            }
-            return Score("judge", {"meta": found.score}, raw, self.judge.version)
-
-        return guarded("judge", self.judge.version, scored)
-
-    def known_answers(self) -> dict[str, float]:
-        """Scores of the known-answer images; KnownAnswerError when their order is wrong."""
-        from rewards.known_answer import known_answer_judge
-
-        return known_answer_judge(self)
-
-
-class AestheticWorker:
-    """Scores frames for how they look and for showing what was asked."""
-
-    def __init__(self, config: RewardConfig, device: str = "cpu", threads: int = 1) -> None:
-        pin_threads(threads)
-        require_cpu("aesthetic.backend", config.aesthetic.backend, device)
-        self.config = config.aesthetic
-        self.frame_scorer = FrameScorer(config.aesthetic)
-
-    def describe(self) -> dict[str, str]:
-        """Scorer, for the run's log."""
-        return {"kind": "aesthetic", "scorer": self.frame_scorer.version}
-
-    def score(self, video: U8, prompt: Prompt) -> Score | ScoreFailure:
-        """R_gen of a video uint8 [F, H, W, 3]."""
-        require_video(video, None)
-
-        def scored() -> Score:
-            found = self.frame_scorer(video, prompt)
-            gen = affine_to_unit(found.raw, self.config.offset, self.config.scale)
-            raw = {
-                "aesthetic_raw": found.raw,
-                "content": found.content,
-                "frame_sharpness": found.sharpness,
-                "contrast": found.contrast,
-            }
-            finite = gen if np.isfinite(found.raw) else float("nan")
-            return Score("aesthetic", {"gen": finite}, raw, self.frame_scorer.version)
-
-        return guarded("aesthetic", self.frame_scorer.version, scored)
-
-    def known_answers(self) -> dict[str, float]:
-        """Scores of the known-answer clips; KnownAnswerError when their order is wrong."""
-        from rewards.known_answer import known_answer_aesthetic
-
-        return known_answer_aesthetic(self)

@@ -19,8 +19,10 @@ from cluster.local import LocalPool, local_workers
 from cluster.pools import Rewards, Rollouts, Workers
 from cluster.startup import RunRefused, prove_run
 from prompts.dataset import load_prompts
+from rewards.aesthetic_worker import AestheticWorker
+from rewards.judge_worker import JudgeWorker
 from rewards.score import Score
-from rewards.worker import AestheticWorker, JudgeWorker, ReconstructionWorker
+from rewards.worker import ReconstructionWorker
 
 Build = Callable[..., RunConfig]
 

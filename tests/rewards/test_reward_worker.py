@@ -13,11 +13,13 @@ from prompts.config import CameraConfig
 from prompts.motions import Motion
 from prompts.schema import Prompt
 from rewards import known_answer
+from rewards.aesthetic_worker import AestheticWorker
 from rewards.checks import guarded
 from rewards.config import JudgeConfig, ReconstructionConfig, RewardConfig
+from rewards.judge_worker import JudgeWorker
 from rewards.known_answer import KnownAnswerError, canaries
 from rewards.score import Score, ScoreFailure
-from rewards.worker import AestheticWorker, JudgeWorker, ReconstructionWorker
+from rewards.worker import ReconstructionWorker
 from tests.rewards.clips import clip, decoded, independent
 from toyworld.scenes import CORRUPTIONS
 

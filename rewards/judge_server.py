@@ -1,0 +1,232 @@
+"""A vLLM server of a judge worker's own: started, health-checked, restarted, ended with it.
+
+It listens on loopback only and asks for a key that nobody but the worker knows. It is the child of
+a guard (`judge_guard.py`) that outlives neither of the two.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import re
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from rewards.config import JudgeConfig
+from rewards.environments import python_of
+
+LOOPBACK = "127.0.0.1"
+GUARD = Path(__file__).with_name("judge_guard.py")
+MAX_FAILED_STARTS = 3
+"""A server that ended this many times in a row before it was healthy is given up."""
+MAX_SILENT_CHECKS = 3
+"""A server that missed this many health checks in a row is killed."""
+CHECK_TIMEOUT_S = 10.0
+START_POLL_S = 0.5
+RESTART_PAUSE_S = 1.0
+SECRET_NAME = re.compile(r"SECRET|PASSWORD|API_KEY|AUTH_TOKEN|ACCESS_KEY", re.IGNORECASE)
+
+
+class ServerLost(RuntimeError):
+    """The server does not come up (again)."""
+
+
+@dataclass(frozen=True)
+class Served:
+    """A healthy server."""
+
+    root: str
+    """URL without /v1."""
+    key: str
+    generation: int
+    """Counts the starts: a call that fails in one generation is repeated in the next."""
+
+
+def serve_command(config: JudgeConfig, port: int, device: str) -> list[str]:
+    """What starts the server, in the judge's environment."""
+    command = [
+        *(python_of(config.env), "-m", "vllm.entrypoints.openai.api_server"),
+        *("--host", LOOPBACK, "--port", str(port)),
+        *("--model", config.model, "--served-model-name", config.model),
+        *("--tensor-parallel-size", str(config.tensor_parallel)),
+        *("--max-model-len", str(config.max_tokens), "--max-num-seqs", str(config.calls_at_once)),
+        *("--limit-mm-per-prompt", json.dumps({"image": config.image_limit, "video": 0})),
+        *("--dtype", config.dtype, "--seed", "0"),
+        *("--disable-uvicorn-access-log", "--disable-log-stats"),
+    ]
+    if device == "cpu":
+        return [*command, "--enforce-eager"]
+    return [*command, "--gpu-memory-utilization", f"{config.gpu_share:g}"]
+
+
+def serve_environment(key: str, device: str, inherited: Mapping[str, str]) -> dict[str, str]:
+    """The server's environment: none of the run's credentials, no telemetry."""
+    kept = {name: value for name, value in inherited.items() if not SECRET_NAME.search(name)}
+    kept |= {"VLLM_API_KEY": key, "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+    # The worker's import path is core's business: the environment has packages of its own.
+    kept.pop("PYTHONPATH", None)
+    if device == "cpu":
+        # Compiling would let the first request wait for a quarter of a minute.
+        kept |= {"TORCH_COMPILE_DISABLE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
+    return kept
+
+
+class JudgeServer:
+    """Keeps one server up. Its methods may be called from many threads."""
+
+    def __init__(self, config: JudgeConfig, device: str) -> None:
+        """Start at once, without waiting."""
+        self._config, self._device = config, device
+        self._folder = Path(tempfile.mkdtemp(prefix="worldr1-judge-"))
+        self.log = self._folder / "server.log"
+        """Output of the newest server."""
+        self._state = threading.Condition()
+        self._served: Served | None = None
+        self._lost = ""
+        self._suspected = threading.Event()
+        self._closing = threading.Event()
+        self._guard: subprocess.Popen[str] | None = None
+        self.starts = 0
+        self.pid = 0
+        """Of the newest server's main process."""
+        self._thread = threading.Thread(target=self._keep_up, daemon=True)
+        self._thread.start()
+
+    def wait(self, limit_s: float) -> Served:
+        """The healthy server, waited for. Raises ServerLost where it is given up, TimeoutError."""
+        with self._state:
+            self._state.wait_for(lambda: self._served or self._lost, limit_s)
+            if self._lost:
+                raise ServerLost(self._lost)
+            if self._served is None:
+                raise TimeoutError(f"the judge's server was not healthy within {limit_s:.0f} s")
+            return self._served
+
+    def died_since(self, served: Served) -> bool:
+        """Whether a server is gone; asks it where that is not known yet."""
+        with self._state:
+            if self._served != served:
+                return True
+        guard = self._guard
+        if guard is not None and guard.poll() is None and self._healthy(served):
+            return False
+        with self._state:
+            # Another call may have found out before, and the next server may be up.
+            if self._served == served:
+                self._served = None
+                self._suspected.set()
+        return True
+
+    def close(self) -> None:
+        """End the server."""
+        self._closing.set()
+        self._suspected.set()
+        self._thread.join(30)
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _keep_up(self) -> None:
+        failed = 0
+        while not self._closing.is_set() and failed < MAX_FAILED_STARTS:
+            self._suspected.clear()
+            served, reason = self._start()
+            if served is None:
+                failed += 1
+                self._end()
+                self._closing.wait(RESTART_PAUSE_S)
+                continue
+            failed = 0
+            with self._state:
+                self._served = served
+                self._state.notify_all()
+            self._watch(served)
+            with self._state:
+                self._served = None
+            self._end()
+        if failed:
+            with self._state:
+                self._lost = f"the judge's server does not start: {reason}"
+                self._state.notify_all()
+
+    def _start(self) -> tuple[Served | None, str]:
+        """A healthy server, or None and why there is none."""
+        port, key = _free_port(), secrets.token_urlsafe(24)
+        self.starts += 1
+        served = Served(f"http://{LOOPBACK}:{port}", key, self.starts)
+        with self.log.open("wb") as log:
+            guard = subprocess.Popen(
+                [
+                    sys.executable,
+                    "-I",
+                    str(GUARD),
+                    *serve_command(self._config, port, self._device),
+                ],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env=serve_environment(key, self._device, os.environ),
+                text=True,
+            )
+        self._guard = guard
+        assert guard.stdout is not None
+        self.pid = int(guard.stdout.readline() or 0)
+        deadline = time.monotonic() + self._config.start_timeout_s
+        while not self._closing.wait(START_POLL_S):
+            if guard.poll() is not None:
+                return None, self._last_words(guard.returncode)
+            if self._healthy(served):
+                return served, ""
+            if time.monotonic() > deadline:
+                return None, f"not healthy within {self._config.start_timeout_s:g} s"
+        return None, "closed"
+
+    def _watch(self, served: Served) -> None:
+        """Return when the server is dead, silent or not wanted any more."""
+        silent = 0
+        while silent < MAX_SILENT_CHECKS:
+            self._suspected.wait(self._config.health_interval_s)
+            guard = self._guard
+            if self._suspected.is_set() or guard is None or guard.poll() is not None:
+                return
+            silent = 0 if self._healthy(served) else silent + 1
+
+    def _healthy(self, served: Served) -> bool:
+        # The environment's proxies know nothing of this machine's loopback.
+        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        try:
+            with direct.open(f"{served.root}/health", timeout=CHECK_TIMEOUT_S) as answer:
+                return bool(answer.status == 200)
+        except (OSError, http.client.HTTPException):
+            return False
+
+    def _end(self) -> None:
+        guard, self._guard = self._guard, None
+        if guard is not None:
+            assert guard.stdin is not None
+            guard.stdin.close()
+            try:
+                guard.wait(20)
+            except subprocess.TimeoutExpired:
+                guard.kill()
+
+    def _last_words(self, status: int) -> str:
+        lines = self.log.read_text(errors="replace").splitlines()
+        errors = [line for line in lines if re.search(r"\b\w*(Error|Exception)\b", line)]
+        said = (errors or lines or [""])[-1].strip()[-300:]
+        return f"it ended with status {status}: {said}"
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((LOOPBACK, 0))
+        return int(probe.getsockname()[1])

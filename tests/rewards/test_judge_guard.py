@@ -1,0 +1,117 @@
+"""What a judge's server leaves behind, and a server that cannot start; plain programs serve here.
+
+Not covered here: a real vLLM server (tests/cluster/test_judge_served.py).
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from rewards.config import JudgeConfig, RewardConfig
+from rewards.judge_server import GUARD, JudgeServer, ServerLost
+from rewards.judge_worker import JudgeWorker
+
+FAMILY = """
+import signal, subprocess, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN if sys.argv[1] == "deaf" else signal.SIG_DFL)
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+print(child.pid, file=sys.stderr, flush=True)
+if sys.argv[1] == "dies":
+    sys.exit(7)
+time.sleep(60)
+"""
+
+
+def guarded(tmp_path: Path, manner: str) -> tuple[subprocess.Popen[str], list[int]]:
+    """A guard over a program that has a child: the guard, and the ids of both processes."""
+    log = tmp_path / manner
+    with log.open("w") as file:
+        guard = subprocess.Popen(
+            [sys.executable, "-I", str(GUARD), sys.executable, "-c", FAMILY, manner],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=file,
+            text=True,
+        )
+    assert guard.stdout is not None
+    pid = int(guard.stdout.readline())
+    assert until(lambda: log.read_text().endswith("\n"))
+    return guard, [pid, int(log.read_text())]
+
+
+def until(true: Callable[[], bool], limit_s: float = 20.0) -> bool:
+    deadline = time.monotonic() + limit_s
+    while not true() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return true()
+
+
+def gone(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split()[2] == "Z"
+    except OSError:
+        return True
+
+
+def test_the_server_and_its_children_end_with_the_worker(tmp_path: Path) -> None:
+    guard, pids = guarded(tmp_path, "hears")
+    assert not any(gone(pid) for pid in pids)
+    assert guard.stdin is not None
+    guard.stdin.close()
+    assert until(lambda: all(gone(pid) for pid in pids))
+    assert guard.wait(10) == 128 + 15
+
+
+def test_the_children_of_a_server_that_died_end_too(tmp_path: Path) -> None:
+    guard, pids = guarded(tmp_path, "dies")
+    assert guard.wait(20) == 7
+    assert until(lambda: all(gone(pid) for pid in pids))
+
+
+@pytest.mark.slow
+def test_a_server_deaf_to_sigterm_is_killed(tmp_path: Path) -> None:
+    guard, pids = guarded(tmp_path, "deaf")
+    assert guard.stdin is not None
+    guard.stdin.close()
+    assert until(lambda: all(gone(pid) for pid in pids), 30)
+    assert guard.wait(10) == 128 + 9
+
+
+@pytest.mark.slow
+def test_a_server_that_never_starts_is_given_up_with_its_last_error() -> None:
+    """Core has no vllm; three starts are tried, and nothing stays."""
+    config = JudgeConfig(backend="vllm", model="m")
+    server = JudgeServer(config, "cpu")
+    with pytest.raises(ServerLost, match=r"does not start: it ended with status 1: .*vllm"):
+        server.wait(60)
+    assert server.starts == 3
+    assert gone(server.pid)
+    server.close()
+    assert not server.log.exists()
+    with pytest.raises(ServerLost, match="does not start"):
+        JudgeWorker(RewardConfig(judge=config))
+
+
+def test_a_server_that_is_not_up_in_time_is_an_error_in_time(tmp_path: Path) -> None:
+    """The environment's interpreter is a program that listens to nothing."""
+    python = tmp_path / "env/bin/python"
+    python.parent.mkdir(parents=True)
+    python.write_text("#!/bin/sh\nexec sleep 60\n")
+    python.chmod(0o755)
+    config = JudgeConfig(backend="vllm", model="m", env=f"{tmp_path}/env")
+    server = JudgeServer(config, "cpu")
+    started = time.monotonic()
+    with pytest.raises(TimeoutError, match="not healthy within 0 s"):
+        server.wait(0.3)
+    assert until(lambda: server.pid != 0)
+    server.close()
+    assert until(lambda: gone(server.pid))
+    assert time.monotonic() - started < 10
+    assert os.getpgid(0) != server.pid
