@@ -273,7 +273,18 @@ def fingerprint(config: RunConfig) -> dict[str, Any]:
 
 
 def for_one_process(config: RunConfig) -> RunConfig:
-    """The configuration with one worker of each kind, which is all that one process holds."""
+    """The configuration with one worker of each kind, which is all that one process holds.
+
+    Raises ConfigError for a scorer in an environment of its own; a judge's server is a process of
+    its own anyway.
+    """
+    for family in ("reconstruction", "aesthetic"):
+        environment = getattr(config.rewards, family).env
+        if environment:
+            raise ConfigError(
+                f"rewards.{family}.env = {environment!r} is not allowed with --local: one process "
+                "has one Python environment; start without --local"
+            )
     return config.model_copy(
         update={
             "learner": config.learner.model_copy(update={"ranks": 1, "gpus_per_rank": 0.0}),

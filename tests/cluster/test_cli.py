@@ -40,6 +40,11 @@ def unreadable_prompts(tmp_path: Path) -> str:
         (["train", "toy", "prompts.train=/nowhere.jsonl"], ["prompts.train", "/nowhere.jsonl"]),
         (["train", "toy", "prompts.train={tmp}/prompts.jsonl"], ["prompts.train", "1"]),
         (["train", "toy", "policy.model=no/such/model"], ["policy.model", "no/such/model"]),
+        (
+            ["train", "toy", "rewards.judge.backend=vllm", "rewards.judge.env=/no/such/env"],
+            ["rewards.judge.env", "/no/such/env", "worldr1 envs build judge"],
+        ),
+        (["train", "toy", "rewards.aesthetic.backend=hpsv3"], ["hpsv3", "rewards.aesthetic.env"]),
         (["train", "toy", "--run", "/proc/nothing/here"], ["run", "/proc/nothing", "not writable"]),
         (["train", "toy", "--run", "nosuchscheme://bucket/run"], ["run", "nosuchscheme"]),
         (["demo", "rollout.height=10"], ["rollout.height", "10"]),
@@ -59,6 +64,13 @@ def test_wrong_start(tmp_path: Path, arguments: list[str], words: list[str]) -> 
     for word in words:
         assert word in lines[0]
     assert not any(run.glob("**/*.json*"))
+
+
+def test_an_environment_that_is_not_there_is_named() -> None:
+    result = worldr1("envs", "check", "judge", "--path", "/no/such/env")
+    assert result.returncode == 2
+    assert result.stderr.startswith("worldr1: the environment '/no/such/env' does not exist")
+    assert "Traceback" not in result.stderr
 
 
 def test_resolved_configuration_can_be_printed() -> None:

@@ -94,6 +94,13 @@ def test_one_process_changes_counts_alone() -> None:
     assert fingerprint(for_one_process(config)) == fingerprint(config)
 
 
+def test_one_process_has_one_python_environment() -> None:
+    """A judge's server is a process of its own; the frame scorer is not."""
+    assert for_one_process(load("toy", ["rewards.judge.env=judge"])).rewards.judge.env == "judge"
+    with pytest.raises(ConfigError, match=r"rewards\.aesthetic\.env = 'there' is not allowed"):
+        for_one_process(load("toy", ["rewards.aesthetic.env=there"]))
+
+
 def test_flatten_names_every_leaf_once() -> None:
     flat = flatten(load("toy"))
     assert flat["rollout.frames"] == 9

@@ -197,3 +197,42 @@ def test_load_tripled_grows_the_pool_and_no_call_is_lost_in_the_drain(spawn: Spa
     print("\n".join(trace), f"\ngrown to 3 after {grown:.1f} s")
     assert 0 < grown < 15
     assert left == 1
+
+
+def test_workers_that_take_several_calls_at_once_share_them_and_lose_none(spawn: Spawn) -> None:
+    """Two workers of four threads, as a judge's are: 24 calls of 0.3 s take three rounds; a
+    worker's death costs none of its calls, and a call that is given up kills nobody."""
+    import ray
+
+    remote: Any = ray.remote(Waiter)
+
+    async def test() -> None:
+        pool = RayPool(
+            "threads",
+            lambda _: remote.options(num_cpus=0.1, max_restarts=-1, max_concurrency=4).remote(),
+            2,
+            calls_at_once=4,
+        )
+        try:
+            pids = await pool.call_all("pid", [()] * 2)
+            started = time.monotonic()
+            answers = await asyncio.gather(*(pool.call("wait", 0.3, i) for i in range(24)))
+            took = time.monotonic() - started
+            assert [value for value, _ in answers] == list(range(24))
+            assert [pid for _, pid in answers].count(pids[0]) == 12
+            assert 0.9 <= took < 2.0, took
+            calls = [asyncio.ensure_future(pool.call("wait", 0.3, i)) for i in range(24)]
+            await asyncio.sleep(0.15)
+            os.kill(pids[0], signal.SIGKILL)
+            assert [value for value, _ in await asyncio.gather(*calls)] == list(range(24))
+            assert pool.deaths == 4, "each call in flight has seen it"
+            given_up = asyncio.ensure_future(pool.call("wait", 5.0, 0))
+            await asyncio.sleep(0.1)
+            given_up.cancel()
+            await asyncio.gather(given_up, return_exceptions=True)
+            assert pids[1] in await pool.call_all("pid", [()] * 2)
+            assert pool.meter.busy == pool.meter.waiting == 0
+        finally:
+            pool.close()
+
+    asyncio.run(test())
