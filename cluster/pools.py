@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from actors.trajectory import RolloutReport, RolloutRequest, WeightsVersion
@@ -336,20 +336,22 @@ class Rewards:
     async def _attempt(
         self, kind: RewardKind, call: Callable[[], Awaitable[Score | ScoreFailure]]
     ) -> tuple[Score | ScoreFailure, int]:
-        outcome: Score | ScoreFailure = ScoreFailure(kind, "never attempted")
+        failure = ScoreFailure(kind, "never attempted")
         for attempt in range(1, self.config.max_attempts + 1):
             try:
                 outcome = await call()
             except TimeoutError:
-                outcome = ScoreFailure(
-                    kind, f"no answer within {self.config.timeout_s:g} s", "TimeoutError"
-                )
+                reason = f"no answer within {self.config.timeout_s:g} s"
+                outcome = ScoreFailure(kind, reason, "TimeoutError")
             except WorkerLost as lost:
                 # Deaths are no attempts, but a sample that kills its workers is set aside.
                 return ScoreFailure(kind, f"quarantined: {lost}", "WorkerLost"), attempt
-            if isinstance(outcome, Score) or outcome.final:
+            if isinstance(outcome, Score):
                 return outcome, attempt
-        return outcome, self.config.max_attempts
+            failure = replace(outcome, attempt=attempt)
+            if not failure.retry:
+                break
+        return failure, failure.attempt
 
 
 class Learner:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -15,10 +16,6 @@ from rewards.score import RewardKind, Score, ScoreFailure
 U8 = NDArray[np.uint8]
 
 
-class Unscorable(ValueError):
-    """A sample that another attempt would not score either."""
-
-
 def guarded(kind: RewardKind, scorer: str, scored: Callable[[], Score]) -> Score | ScoreFailure:
     """Run a scorer; an exception or a part that is not finite becomes a `ScoreFailure`."""
     start = time.perf_counter()
@@ -26,13 +23,19 @@ def guarded(kind: RewardKind, scorer: str, scored: Callable[[], Score]) -> Score
         score = scored()
     except Exception as error:  # whatever a scorer raises is that sample's failure
         reason = f"{kind} failed: {error}"
-        final = isinstance(error, Unscorable)
-        return ScoreFailure(kind, reason, type(error).__name__, scorer, _since(start), final)
+        return ScoreFailure(
+            kind, reason, type(error).__name__, scorer, _since(start), worth_a_retry(error)
+        )
     bad = _not_finite(score.parts)
     if bad:
         reason = f"{kind} answered {', '.join(bad)}; only finite parts are scores"
         return ScoreFailure(kind, reason, "", scorer, _since(start))
-    return Score(score.kind, score.parts, score.raw, score.scorer, score.notes, _since(start))
+    return replace(score, seconds=_since(start))
+
+
+def worth_a_retry(error: Exception) -> bool:
+    """Whether the same input might be scored by another attempt."""
+    return not isinstance(error, ValueError)
 
 
 def _not_finite(parts: Mapping[str, float]) -> list[str]:

@@ -11,7 +11,6 @@ import numpy as np
 import openai
 from numpy.typing import NDArray
 
-from rewards.checks import Unscorable
 from rewards.config import JudgeConfig
 from rewards.judge_protocol import (
     DigitAnswer,
@@ -33,6 +32,10 @@ REFUSALS = (400, 401, 403, 404, 413, 422)
 
 class JudgeUnavailable(ConnectionError):
     """No answer, for a reason that may pass."""
+
+
+class JudgeRefusal(ValueError):
+    """The server does not serve this request at all: another attempt would not help."""
 
 
 class VisionLanguageJudge:
@@ -59,8 +62,8 @@ class VisionLanguageJudge:
     def __call__(self, picture: NDArray[np.uint8], description: str) -> Verdict:
         """Judge a picture uint8 [H, W, 3] of a video made for a description."""
         answer = self._ask(picture, description)
-        raw = {f"judge_p{digit}": p for digit, p in enumerate(answer.probabilities)}
-        return Verdict(digit_expectation(answer.log_probabilities), raw)
+        score = digit_expectation(answer.log_probabilities)
+        return Verdict(score, digits=answer.probabilities)
 
     def close(self) -> None:
         """End the server, where it is the judge's own."""
@@ -84,7 +87,7 @@ class VisionLanguageJudge:
             except (openai.APIConnectionError, openai.APIStatusError) as error:
                 if not self._died(served, error):
                     raise self._explained(error) from error
-        raise Unscorable(f"quarantined: in flight at {MAX_DEATHS} deaths of the judge's server")
+        raise JudgeRefusal(f"quarantined: in flight at {MAX_DEATHS} deaths of the judge's server")
 
     def _served(self, limit_s: float) -> Served:
         if self.server is not None:
@@ -138,5 +141,5 @@ class VisionLanguageJudge:
             said = said.replace(self._key, "(key)")
         sentence = f"{where} answers {error.status_code} for {self._config.model!r}: {said}"
         if error.status_code in REFUSALS:
-            return Unscorable(sentence)
+            return JudgeRefusal(sentence)
         return JudgeUnavailable(sentence)

@@ -49,7 +49,7 @@ LEAST_LOG_PROBABILITY = -1e5
 """vLLM writes -9999 for minus infinity."""
 
 
-class JudgeAnswerError(ValueError):
+class JudgeAnswerError(RuntimeError):
     """A response that holds no distribution over the ten digits."""
 
 

@@ -45,7 +45,8 @@ class JudgeWorker:
 
         def scored() -> Score:
             verdict = self._verdict(meta_view, prompt)
-            return Score("judge", {"meta": verdict.score}, verdict.raw, self.version)
+            parts = {"meta": verdict.score}
+            return Score("judge", parts, verdict.raw, self.version, digits=verdict.digits)
 
         return guarded("judge", self.version, scored)
 

@@ -27,6 +27,8 @@ class Score:
     """Name and version of the scorer that answered."""
     notes: tuple[str, ...] = ()
     """Rules that decided by definition, e.g. "texture gate: S_recon = 0"."""
+    digits: tuple[float, ...] = ()
+    """The judge's probabilities of the digits 0-9; empty for other kinds."""
     seconds: float = 0.0
     """Wall seconds of the scoring."""
 
@@ -39,6 +41,8 @@ class Verdict:
     """S_meta in [0, 0.9], or the raw score that an affine map takes to R_gen."""
     raw: Mapping[str, float] = field(default_factory=dict)
     """What was measured on the way."""
+    digits: tuple[float, ...] = ()
+    """Probabilities of the digits 0-9 behind a judge's score."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,5 +56,7 @@ class ScoreFailure:
     """Type name of the exception, empty where none was raised."""
     scorer: str = ""
     seconds: float = 0.0
-    final: bool = False
-    """Whether another attempt would meet the same: it is not made."""
+    retry: bool = True
+    """Whether another attempt might answer; not for a video of one frame or missing weights."""
+    attempt: int = 1
+    """Which attempt failed last."""

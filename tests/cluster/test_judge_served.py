@@ -132,7 +132,7 @@ def test_a_sample_is_scored_by_all_three_workers(run: Run) -> None:
         assert not scores.failures
         assert set(scores.parts) == {"recon", "traj", "meta", "gen"}
         assert 0 <= scores.parts["meta"] <= 0.9
-        assert sum(scores.raw[f"judge_p{digit}"] for digit in range(10)) == pytest.approx(1)
+        assert sum(scores.scores["judge"].digits) == pytest.approx(1)
 
     run(body)
 
@@ -174,7 +174,7 @@ def test_a_picture_that_the_server_refuses_is_a_final_failure(run: Run) -> None:
         prompt = clip(Motion.FIXED).prompt
         outcome = await rewards.pools["judge"].call("score", picture, prompt)
         assert not isinstance(outcome, Score)
-        assert outcome.final, outcome
+        assert not outcome.retry, outcome
         assert (await scored(rewards, Motion.PULL_OUT)).failures == ()
 
     run(body)

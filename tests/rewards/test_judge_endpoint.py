@@ -59,8 +59,8 @@ def test_a_right_answer_is_the_expectation_over_ten_digits() -> None:
     mass = sum(math.exp(value) for value in LOG_PROBABILITIES)
     by_hand = 0.1 * sum(d * math.exp(v) / mass for d, v in enumerate(LOG_PROBABILITIES))
     assert outcome.parts == {"meta": pytest.approx(by_hand, abs=1e-12)}
-    assert outcome.raw["judge_p6"] == pytest.approx(math.exp(-1.7) / mass, abs=1e-12)
-    assert sum(outcome.raw[f"judge_p{d}"] for d in range(10)) == pytest.approx(1, abs=1e-12)
+    assert outcome.digits[6] == pytest.approx(math.exp(-1.7) / mass, abs=1e-12)
+    assert math.fsum(outcome.digits) == pytest.approx(1, abs=1e-12)
 
 
 def test_the_request_holds_the_picture_the_description_and_the_served_ids() -> None:
@@ -93,7 +93,7 @@ def test_a_thousand_wrong_answers_are_a_thousand_failures() -> None:
             failed(outcome)
         assert isinstance(judge.score(PICTURE, PROMPT), Score)
     kinds = {outcome.error for outcome in outcomes if isinstance(outcome, ScoreFailure)}
-    assert kinds >= {"JudgeAnswerError", "JudgeUnavailable", "Unscorable"}
+    assert kinds >= {"JudgeAnswerError", "JudgeUnavailable", "JudgeRefusal"}
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_what_no_further_attempt_would_change_is_final(status: int, final: bool)
     said = b'{"error": {"message": "image of 24 x 32 pixels is refused"}}'
     with endpoint(lambda _: Reply(said, status)) as served:
         failure = failed(worker(served.url).score(PICTURE, PROMPT))
-    assert failure.final is final
+    assert failure.retry is not final
     assert f"answers {status} for 'judge'" in failure.reason
     assert "24 x 32 pixels is refused" in failure.reason
     assert len(served.requests) == 1, "attempts are the caller's to make"
@@ -121,7 +121,7 @@ def test_a_slow_judge_is_a_failure_in_time() -> None:
         assert time.perf_counter() - started < 1.2
     assert failure.error == "TimeoutError"
     assert "no answer within 0.3 s" in failure.reason
-    assert not failure.final
+    assert failure.retry
 
 
 def test_a_judge_that_is_down_is_a_failure_once_it_was_up() -> None:
