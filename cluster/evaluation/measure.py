@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 
 from cluster.config import RunConfig
 from prompts.schema import Prompt
+from rewards.aesthetic_worker import AestheticWorker
 from rewards.checks import guarded
+from rewards.judge_worker import JudgeWorker
 from rewards.metrics.cameras import camera_errors, jitter
 from rewards.metrics.coherence import coherence
 from rewards.metrics.images import psnr_frames, ssim_frames
@@ -19,7 +21,7 @@ from rewards.metrics.independent import VERSION, NoCameraFound, second_opinion
 from rewards.reconstruct.reconstruction import ReconstructionError
 from rewards.score import Score, ScoreFailure
 from rewards.scoring import texture
-from rewards.worker import AestheticWorker, Artifacts, JudgeWorker, ReconstructionWorker
+from rewards.worker import Artifacts, ReconstructionWorker
 
 F64 = NDArray[np.float64]
 U8 = NDArray[np.uint8]
