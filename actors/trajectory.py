@@ -134,7 +134,11 @@ def load_trajectory(path: Path) -> Trajectory:
     """Read what `save_trajectory` wrote; safetensors only, nothing is unpickled."""
     with safe_open(path, framework="pt") as file:
         header = json.loads(file.metadata()["meta"])
-        tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        # Copies: what safetensors returns is mapped to the file, and changes with it.
+        tensors: dict[str, Tensor] = {
+            name: file.get_tensor(name).clone()
+            for name in file.keys()  # noqa: SIM118
+        }
     header["weights"] = WeightsVersion(**header["weights"])
     return Trajectory(meta=TrajectoryMeta(**header), **tensors)
 

@@ -161,11 +161,15 @@ def test_read_only_weights_and_evaluation_videos(
 def test_trajectories_survive_the_disk(
     worker: RolloutWorker, weights: dict[str, np.ndarray], tmp_path: Path
 ) -> None:
-    """Saved and loaded for replay: the same bits and metadata."""
-    trajectory = worker.rollout(REQUEST, _version(weights), weights)[1]
+    """Saved and loaded for replay: the same bits and metadata, whatever becomes of the file."""
+    trajectory, other = worker.rollout(REQUEST, _version(weights), weights)[1:3]
     assert isinstance(trajectory, Trajectory)
-    save_trajectory(trajectory, tmp_path / "t.safetensors")
-    loaded = load_trajectory(tmp_path / "t.safetensors")
+    assert isinstance(other, Trajectory)
+    path = tmp_path / "t.safetensors"
+    save_trajectory(trajectory, path)
+    save_trajectory(other, tmp_path / "other.safetensors")
+    loaded = load_trajectory(path)
+    path.write_bytes((tmp_path / "other.safetensors").read_bytes())
     assert loaded.meta == trajectory.meta
     for name in ("sigmas", "states", "means", "log_probs"):
         assert torch.equal(getattr(loaded, name), getattr(trajectory, name))
