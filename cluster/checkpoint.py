@@ -26,6 +26,7 @@ from cluster.config import flatten_tree
 from cluster.ledger import LedgerHead
 from cluster.versions import Lineages
 from learner.account import EMPTY_ACCOUNT
+from learner.storage_errors import is_transient
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -33,7 +34,6 @@ T = TypeVar("T")
 MANIFEST, STATE, LEARNER = "manifest.json", "state.json", "learner"
 _STEP = re.compile(r"step_(\d{6,})$")
 _CHUNK = 8 << 20
-_PERMANENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
 
 
 class IncompatibleCheckpoint(ValueError):
@@ -327,15 +327,6 @@ class CheckpointStore:
                 log.warning("%s failed (%s); attempt %d", what, error, attempt)
                 time.sleep(self._backoff_s * 2 ** (attempt - 1))
         return call()
-
-
-def is_transient(error: Exception) -> bool:
-    """Whether waiting may help: I/O errors of the system, and the S3 client's own family, which
-    does not derive from OSError where the endpoint cannot be reached."""
-    if isinstance(error, _PERMANENT):
-        return False
-    family = type(error).__module__.split(".")[0]
-    return isinstance(error, OSError) or family in {"botocore", "aiobotocore", "aiohttp"}
 
 
 def _require_same(checkpoint: Checkpoint, config: Mapping[str, Any]) -> None:

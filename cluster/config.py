@@ -12,7 +12,7 @@ import sys
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
@@ -29,10 +29,14 @@ LOOPBACK = "127.0.0.2" if sys.platform == "linux" else "127.0.0.1"
 """Where a Ray of this machine listens: Ray replaces 127.0.0.1 by the machine's outward address,
 and leaves the rest of 127/8 alone."""
 
+LOG_ROTATION = {"RAY_ROTATION_MAX_BYTES": str(64 << 20), "RAY_ROTATION_BACKUP_COUNT": "3"}
+"""Environment of a Ray that is started here: its logs are rotated, and so many old ones kept."""
+
 _FREE_TO_CHANGE = (
     "run",
     "steps",
     "checkpoint.",
+    "record.",
     "eval.",
     "metrics.",
     "placement.",
@@ -83,6 +87,17 @@ class CheckpointConfig(BaseModel):
                 f"checkpoint.every = {self.every}; it must be at least as large"
             )
         return self
+
+
+class RecordConfig(BaseModel):
+    """Steps that are kept with all that they were made of, for `worldr1 replay`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    every: int = Field(default=0, ge=0, le=10**9)
+    """Steps between recordings; 0: none."""
+    keep: int = Field(default=3, ge=1, le=10**6)
+    """Newest recordings that are kept."""
 
 
 class SupervisionConfig(BaseModel):
@@ -179,6 +194,8 @@ class RunConfig(BaseModel):
     """Prompt sets."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     """Durability."""
+    record: RecordConfig = RecordConfig()
+    """Recordings of whole steps."""
     eval: EvalConfig = EvalConfig()
     """Held-out evaluation."""
     metrics: MetricsConfig = MetricsConfig()
@@ -222,10 +239,12 @@ def load(preset: str, overrides: Sequence[str] = (), files: Sequence[str] = ()) 
     tree = _read_toml(_preset_path(preset))
     for file in files:
         _merge(tree, _read_toml(Path(file)))
-    for override in overrides:
-        key, value = _parse_override(override)
-        _merge(tree, _nest(key, value))
-    return from_tree(tree)
+    return _overridden(tree, overrides)
+
+
+def overridden(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
+    """A configuration under further `key=value`. ConfigError."""
+    return _overridden(json.loads(config.model_dump_json()), overrides)
 
 
 def from_tree(tree: Mapping[str, Any]) -> RunConfig:
@@ -332,7 +351,17 @@ def _parse_override(text: str) -> tuple[str, Any]:
     key, separator, value = text.partition("=")
     if not separator or not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", key):
         raise ConfigError(f"override {text!r} is not of the form key=value, e.g. rollout.frames=9")
-    return key, _parse_value(value)
+    # "none" unsets a key, unless it is the name of one of the key's choices.
+    return key, value if value in _choices(key) else _parse_value(value)
+
+
+def _choices(key: str) -> tuple[Any, ...]:
+    """What a key's type lists by name; empty for other types and unknown keys."""
+    annotation: Any = RunConfig
+    for part in key.split("."):
+        field = getattr(annotation, "model_fields", {}).get(part)
+        annotation = field.annotation if field else None
+    return get_args(annotation) if get_origin(annotation) is Literal else ()
 
 
 def _parse_value(text: str) -> Any:
@@ -340,6 +369,13 @@ def _parse_value(text: str) -> Any:
         return tomllib.loads(f"value = {text}")["value"] if "\n" not in text else text
     except (ValueError, RecursionError):
         return {"none": None, "null": None}.get(text.lower(), text)
+
+
+def _overridden(tree: dict[str, Any], overrides: Sequence[str]) -> RunConfig:
+    for override in overrides:
+        key, value = _parse_override(override)
+        _merge(tree, _nest(key, value))
+    return from_tree(tree)
 
 
 def _nest(key: str, value: Any) -> dict[str, Any]:

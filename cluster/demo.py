@@ -25,7 +25,7 @@ from pathlib import Path
 
 import psutil
 
-from cluster.config import LOOPBACK, REPOSITORY, ConfigError, load
+from cluster.config import LOG_ROTATION, LOOPBACK, REPOSITORY, ConfigError, load
 from cluster.runs import check_before_start
 
 HEAD_TIMEOUT_S = 120
@@ -140,6 +140,7 @@ def _head_environment(folder: Path) -> dict[str, str]:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),
         "RAY_USAGE_STATS_ENABLED": "0",
+        **LOG_ROTATION,
     }
 
 

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import ray
@@ -17,7 +17,14 @@ from ray.util.scheduling_strategies import (
 )
 
 from actors.worker import RolloutWorker
-from cluster.config import LOOPBACK, REPOSITORY, RunConfig, RunStopped, resolve_model
+from cluster.config import (
+    LOG_ROTATION,
+    LOOPBACK,
+    REPOSITORY,
+    RunConfig,
+    RunStopped,
+    resolve_model,
+)
 from cluster.placement import PoolShape, layout, place, release
 from cluster.pools import Learner, Rewards, Rollouts, Workers
 from cluster.ray_pool import RayPool, RayRanks
@@ -38,9 +45,6 @@ from rewards.worker import ReconstructionWorker
 ADMISSION = "known_answers"
 """What a reward worker that joins a run must answer before it scores anything."""
 
-LOG_BYTES, LOG_FILES = 64 << 20, 3
-"""Ray's own logs are rotated at this size, and so many old ones kept."""
-
 
 def thread_environment(threads: int) -> dict[str, str]:
     """Environment variables that pin every maths library of a process to some threads."""
@@ -54,8 +58,8 @@ def connect() -> None:
     A cluster started here listens on loopback, has no dashboard and gets Ray's own token
     authentication; for an existing one, RAY_AUTH_MODE and its token are the user's to set.
     """
-    os.environ.setdefault("RAY_ROTATION_MAX_BYTES", str(LOG_BYTES))
-    os.environ.setdefault("RAY_ROTATION_BACKUP_COUNT", str(LOG_FILES))
+    for name, value in LOG_ROTATION.items():
+        os.environ.setdefault(name, value)
     if os.environ.get("RAY_ADDRESS"):
         ray.init(log_to_driver=True, logging_level=logging.WARNING)
     else:
@@ -79,6 +83,20 @@ def ray_rewards(config: RunConfig) -> Iterator[Rewards]:
     shapes = tuple(shape for shape in layout(config) if shape.name in FAMILIES)
     with _placed(config, shapes) as spawner:
         yield spawner.rewards()
+
+
+@contextlib.contextmanager
+def ray_stage(config: RunConfig, stage: str) -> Iterator[Rollouts | Rewards | Learner]:
+    """The pools of one stage alone: "rollout", "rewards" or "learner"."""
+    names = FAMILIES if stage == "rewards" else (stage,)
+    shapes = tuple(shape for shape in layout(config) if shape.name in names)
+    with _placed(config, shapes) as spawner:
+        made: dict[str, Callable[[], Rollouts | Rewards | Learner]] = {
+            "rollout": spawner.rollouts,
+            "rewards": spawner.rewards,
+            "learner": spawner.learner,
+        }
+        yield made[stage]()
 
 
 @contextlib.contextmanager

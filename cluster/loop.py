@@ -42,7 +42,9 @@ from cluster.evaluate import Evaluator
 from cluster.inflight import Waiting, read_in_flight
 from cluster.ledger import Ledger, SampleRow
 from cluster.metrics import MetricsLog, stage_clocks, step_row
+from cluster.patience import missing_is_fine, patiently
 from cluster.pools import ObjectGone, Published, Workers
+from cluster.record import Recorder
 from cluster.recovery import DurableLearner
 from cluster.saving import Saver
 from cluster.startup import prove_run
@@ -86,6 +88,7 @@ class Trainer:
     learner: DurableLearner = field(init=False)
     collector: Collector = field(init=False)
     saver: Saver = field(init=False)
+    recorder: Recorder = field(init=False)
     supervisor: Supervisor = field(init=False)
     stopping: bool = field(default=False, init=False)
     """Whether SIGTERM has come."""
@@ -96,6 +99,9 @@ class Trainer:
         rollouts = workers.rollouts
         self.learner = DurableLearner(workers.learner, rollouts, self.checkpoints, say)
         self.saver = Saver(config, self.checkpoints, self.ledger, self.learner, rollouts.pool, say)
+        self.recorder = Recorder(
+            config.record, self.metrics.folder, rollouts.pool, self.learner, say
+        )
         self.collector = Collector(
             self.source,
             rollouts,
@@ -133,11 +139,16 @@ class Trainer:
                 await self.supervisor.stop()
                 await self.collector.close()
             await self.saver.finish(state, self._waiting)
+            self.metrics.flush()
         return state
 
     async def _prepare(self, state: RunState, weights: Published) -> None:
         prompts, say = self.source.prompts, self.metrics.say
-        await self._give_up_if_stopped(prove_run(self.config, self.workers, prompts, weights, say))
+        await self._give_up_if_stopped(
+            self.learner.guarded(
+                lambda: prove_run(self.config, self.workers, prompts, weights, say)
+            )
+        )
         if not self.evaluator.is_done(state.step):
             await self._evaluate_if_due(state.step, weights)
         url = self.checkpoints.url(state.step)
@@ -154,8 +165,10 @@ class Trainer:
         self.collector.publish(weights, self.learner.lineages)
         await self._give_up_if_stopped(self.saver.hold_back(state, self._waiting))
         batch = await self._give_up_if_stopped(self.collector.batch(phase))
+        await self.recorder.before(step, batch)
         report = await self.learner.step(step, batch)
         weights = await self.learner.publish(step + 1)
+        await self.recorder.after(phase, report, weights)
         self.ledger.add(consumed_rows(batch, report))
         state = self._advance(state, weights, report)
         await self.saver.save_if_due(state, self._waiting)
@@ -168,7 +181,9 @@ class Trainer:
     async def _keep(self, step: int, phase: Phase, batch: Batch) -> None:
         """Store what people want to see of a step, and let go of its videos."""
         pool, folder = self.workers.rollouts.pool, self.metrics.folder
-        with contextlib.suppress(ObjectGone):  # pictures only; nothing depends on them
+        kept = f"what is kept of step {step}"
+        # Pictures only; nothing depends on them.
+        with contextlib.suppress(ObjectGone), missing_is_fine(kept, self.metrics.say):
             await keep_groups(folder, pool, step, phase, batch, self.config.learner)
         for record in batch.records.values():
             # A batch is held until a checkpoint covers it; that needs its trajectories alone.
@@ -208,8 +223,13 @@ class Trainer:
         if step not in (0, self.config.steps) and not (every and step % every == 0):
             return
         for _ in range(MAX_LOSSES):
+            evaluation = patiently(
+                f"the evaluation of step {step}",
+                lambda: self._evaluate(step, weights),
+                self.metrics.say,
+            )
             with contextlib.suppress(ObjectGone):
-                await self._give_up_if_stopped(self._evaluate(step, weights))
+                await self._give_up_if_stopped(evaluation)
                 return
         raise RunStopped(f"the videos of the evaluation of step {step} were lost again and again")
 

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from cluster.clocks import Meter, StageClock, bottleneck
 from cluster.collect import Batch
+from cluster.patience import missing_is_fine
 from cluster.pools import Workers
 from cluster.report.refresh import Refresher
 from cluster.storage import RunFolder
@@ -150,14 +151,15 @@ class MetricsLog:
         self._recent_s: list[float] = []
         self._gauges = StepGauges() if gauges else None
         self._followers, self._refresher = tuple(followers), refresher
-        self._flush()
+        self.flush()
 
     def write(self, row: dict[str, Any]) -> None:
         """Store a row; step rows are printed as a line too."""
         self._rows.append(json.dumps(row, sort_keys=True))
-        self._flush()
+        self.flush()
         for follower in self._followers:
-            follower.log(row)
+            with missing_is_fine("a row for the tracker", self.say):
+                follower.log(row)
         if row["kind"] != "step":
             return
         self._recent_s = [*self._recent_s[-9:], row["seconds"]["step"]]
@@ -171,9 +173,12 @@ class MetricsLog:
         if self._refresher:
             self._refresher.refresh_if_due()
 
-    def _flush(self) -> None:
-        # Object stores cannot append; a row is about 2 KB, so a whole rewrite stays cheap.
-        self.folder.write_text("metrics.jsonl", "".join(f"{row}\n" for row in self._rows))
+    def flush(self) -> None:
+        """Write all rows."""
+        # Object stores cannot append; a row is about 2 KB, so a whole rewrite stays cheap, and what
+        # one of them misses is in the next.
+        with missing_is_fine("metrics.jsonl", self.say):
+            self.folder.write_text("metrics.jsonl", "".join(f"{row}\n" for row in self._rows))
 
 
 class StepGauges:

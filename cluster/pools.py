@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from actors.trajectory import RolloutReport, RolloutRequest, WeightsVersion
+from actors.worker import WorkerInfo
 from cluster.clocks import Meter
 from cluster.config import RunStopped
 from learner.batch import ScoredGroup, plan_batch
@@ -81,7 +82,7 @@ class Pool(Protocol):
     ) -> list[Any]:
         """Run a method on every worker at once, each with its own arguments; answers in order.
 
-        Raises TimeoutError where no worker answers within `limit_s`.
+        A worker that does not answer within `limit_s` counts as dead.
         """
         ...
 
@@ -215,10 +216,15 @@ class Rollouts:
             _require_published(held, version, "an evaluation")
         return [video for _, *videos in answers for video in videos]
 
+    async def describe(self) -> list[WorkerInfo]:
+        """What every worker says of itself."""
+        nothing: list[tuple[Any, ...]] = [()] * self.pool.size
+        return await self.pool.call_all("describe", nothing, limit_s=self.timeout_s)
+
     async def deliver(self, published: Published) -> int:
         """Load weights on every worker; the number of workers, or DeliveryError."""
         arguments = [(published.version, published.weights)] * self.pool.size
-        held = await self.pool.call_all("load_weights", arguments)
+        held = await self.pool.call_all("load_weights", arguments, limit_s=self.timeout_s)
         for index, checksum in enumerate(held):
             if checksum != published.version.checksum:
                 raise DeliveryError(

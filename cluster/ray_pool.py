@@ -93,31 +93,32 @@ class RayPool:
     async def call(
         self, method: str, *args: Any, returns: int = 1, timeout_s: float | None = None
     ) -> Any:
-        """See `cluster.pools.Pool.call`. A worker that is too slow is killed and restarted."""
+        """See `cluster.pools.Pool.call`. A worker that is too slow is killed and restarted; one
+        whose call nobody waits for any more is free when that has ended."""
         lost = ""
         for _ in range(self.max_deaths):
             member = await self._acquire()
             started = time.perf_counter()
+            call = asyncio.ensure_future(_invoke(member.actor, method, args, returns))
             try:
-                return await asyncio.wait_for(
-                    _invoke(member.actor, method, bind(args), returns), timeout_s
-                )
+                answer = await asyncio.wait_for(asyncio.shield(call), timeout_s)
+            except asyncio.CancelledError:
+                self._start(self._abandoned(member, call, started, timeout_s))
+                raise
             except DEATHS as error:
                 lost = _first_line(error)
-                self.deaths += 1
                 log.warning("%s: a worker died in %s: %s", self.name, method, lost)
-                self._repair(member)
-            except (TimeoutError, asyncio.CancelledError) as error:
-                # Its answer is of no use to anybody, and it may never come. A worker that serves
-                # others beside it is killed only for having become too slow.
-                if self.calls_at_once == 1 or isinstance(error, TimeoutError):
-                    ray.kill(member.actor, no_restart=False)
-                    self._repair(member)
+                self._died(member, started)
+            except TimeoutError:
+                call.cancel()
+                self._silenced(member, started)
                 raise
-            finally:
-                self.meter.change(busy=-1)
-                self.meter.ended(time.perf_counter() - started)
-                self._give_back(member)
+            except BaseException:
+                self._ended(member, started)
+                raise
+            else:
+                self._ended(member, started)
+                return answer
         raise WorkerLost(
             f"{self.name}.{method} was given up: {self.max_deaths} workers died while they ran it; "
             f"the last one because: {lost}"
@@ -136,14 +137,18 @@ class RayPool:
         async def ask(member: _Member, args: tuple[Any, ...]) -> Any:
             for _ in range(self.max_deaths):
                 try:
-                    return await _invoke(member.actor, method, args, returns)
+                    call = _invoke(member.actor, method, args, returns)
+                    return await asyncio.wait_for(call, limit_s)
                 except DEATHS as error:
                     lost = _first_line(error)
-                    await self._revive(member)
+                except TimeoutError:
+                    lost = f"no answer within {limit_s} s"
+                    ray.kill(member.actor, no_restart=False)
+                await self._revive(member)
             raise WorkerLost(f"a {self.name} worker died again and again in {method}: {lost}")
 
         asked = [ask(m, args) for m, args in zip(members, arguments, strict=True)]
-        return list(await asyncio.wait_for(asyncio.gather(*asked), limit_s))
+        return list(await asyncio.gather(*asked))
 
     async def fetch(self, ref: Any) -> Any:
         """See `cluster.pools.Pool.fetch`."""
@@ -187,6 +192,37 @@ class RayPool:
             self.meter.change(waiting=-1)
         self.meter.change(busy=1)
         return member
+
+    async def _abandoned(
+        self, member: _Member, call: asyncio.Future[Any], started: float, timeout_s: float | None
+    ) -> None:
+        """See a call to its end that nobody waits for: what it answers or raises says nothing."""
+        try:
+            await asyncio.wait_for(call, timeout_s)
+        except DEATHS:
+            self._died(member, started)
+        except TimeoutError:
+            self._silenced(member, started)
+        except Exception:
+            self._ended(member, started)
+        else:
+            self._ended(member, started)
+
+    def _died(self, member: _Member, started: float) -> None:
+        self.deaths += 1
+        self._repair(member)
+        self._ended(member, started)
+
+    def _silenced(self, member: _Member, started: float) -> None:
+        """A worker that may never answer, and whose answer is of no use to anybody."""
+        ray.kill(member.actor, no_restart=False)
+        self._repair(member)
+        self._ended(member, started)
+
+    def _ended(self, member: _Member, started: float) -> None:
+        self.meter.change(busy=-1)
+        self.meter.ended(time.perf_counter() - started)
+        self._give_back(member)
 
     def _give_back(self, member: _Member) -> None:
         self._dispatch.give_back(member)
@@ -347,7 +383,7 @@ class RayRanks:
 
 
 async def _invoke(actor: Any, method: str, args: tuple[Any, ...], returns: int) -> Any:
-    refs = getattr(actor, method).options(num_returns=returns).remote(*args)
+    refs = getattr(actor, method).options(num_returns=returns).remote(*bind(args))
     try:
         if returns == 1:
             return await refs

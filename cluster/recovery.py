@@ -69,7 +69,7 @@ class DurableLearner:
         Raises AccountError where they were trained on something else than `state` says.
         """
         self._base, self.lineages = state.step, state.lineages
-        await self._guarded(lambda: self._load(self._base, state.account))
+        await self.guarded(lambda: self._load(self._base, state.account))
         return await self.publish(state.step)
 
     async def step(self, step: int, batch: Batch) -> StepReport:
@@ -77,7 +77,7 @@ class DurableLearner:
         meter = self.learner.ranks.meter
         meter.change(busy=1)
         try:
-            report = await self._guarded(lambda: self._step(step, batch))
+            report = await self.guarded(lambda: self._step(step, batch))
         finally:
             meter.change(busy=-1)
         self._held.append(_Held(step, batch))
@@ -86,7 +86,7 @@ class DurableLearner:
 
     async def publish(self, step: int) -> Published:
         """The weights after `step` updates, under the current lineage."""
-        published = await self._guarded(lambda: self.learner.publish(step, self.lineages.current))
+        published = await self.guarded(lambda: self.learner.publish(step, self.lineages.current))
         if self._held:
             self._held[-1].checksum = published.version.checksum
         return published
@@ -95,18 +95,19 @@ class DurableLearner:
         """The running average of the weights, under a lineage of its own: no worker may take it
         for the weights of `step`."""
         lineage = f"{self.lineages.current}-ema"
-        return await self._guarded(lambda: self.learner.publish(step, lineage, average=True))
+        return await self.guarded(lambda: self.learner.publish(step, lineage, average=True))
 
     async def begin_save(self, url: str) -> None:
         """See `Learner.begin_save`."""
-        await self._guarded(lambda: self.learner.begin_save(url))
+        await self.guarded(lambda: self.learner.begin_save(url))
 
     def durable(self, step: int) -> None:
         """A checkpoint of `step` exists: the batches before it are let go."""
         self._base = step
         self._held = [held for held in self._held if held.step >= step]
 
-    async def _guarded(self, call: Callable[[], Awaitable[T]]) -> T:
+    async def guarded(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Await something that the ranks take part in; on fresh ranks again where they are lost."""
         while True:
             try:
                 return await call()

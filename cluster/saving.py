@@ -14,15 +14,16 @@ import asyncio
 import time
 from collections.abc import Callable
 
-from cluster.checkpoint import CheckpointStore, RunState, is_transient
+from cluster.checkpoint import CheckpointStore, RunState
 from cluster.config import RunConfig, RunStopped, fingerprint
 from cluster.inflight import Waiting, write_in_flight
 from cluster.ledger import Ledger
+from cluster.patience import FIRST_PAUSE_S, LONGEST_PAUSE_S
 from cluster.pools import LearnerLost, Pool
 from cluster.recovery import DurableLearner
+from learner.storage_errors import is_transient
 
 POLL_S = 0.1
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
 
 
 class SaveFailed(RunStopped):

@@ -16,14 +16,17 @@ from actors.sde import schedule_hash, sigma_schedule
 from actors.trajectory import LoraWeights, RolloutRequest, WeightsVersion, weights_checksum
 from actors.worker import WorkerInfo
 from cluster.config import RunConfig, RunStopped
-from cluster.pools import DeliveryError, Published, Rollouts, Workers
-from learner.rank import RankInfo, StartupProofError
+from cluster.pools import DeliveryError, Learner, ObjectGone, Published, Rollouts, Workers
+from learner.rank import RankInfo, RatioProof, StartupProofError
 from learner.schedule import window_start
 from prompts.schema import Prompt
 from rewards.known_answer import KnownAnswerError
 
 PROOF_GROUP = 2**62
 """Serial number of the group that the ratio proofs look at; never trained on."""
+
+MAX_LOSSES = 3
+"""Times that the trajectories of the ratio proof may be lost."""
 
 
 class RunRefused(RunStopped):
@@ -54,9 +57,8 @@ async def _prove(
     say: Callable[[str], None],
 ) -> None:
     rollouts, learner = workers.rollouts, workers.learner
-    infos, ranks = await asyncio.gather(
-        rollouts.pool.call_all("describe", [()] * rollouts.pool.size), learner.describe()
-    )
+    infos = await rollouts.describe()
+    ranks = await learner.describe()
     say("proof  policy      " + prove_policy(config, infos, ranks))
     say("proof  delivery    " + await prove_delivery(rollouts, weights))
     request = RolloutRequest(
@@ -68,14 +70,28 @@ async def _prove(
             config.seed, PROOF_GROUP, config.rollout.window_low, config.rollout.window_stop
         ),
     )
-    rollout = await rollouts.rollout(request, weights)
-    ratio = await learner.prove(rollout.trajectories[:2])
+    ratio = await prove_ratio(rollouts, learner, request, weights)
     say(
         f"proof  ratio       ok: |log r| {ratio.log_ratio_max:.1e} <= {ratio.log_ratio_limit:.0e}, "
         f"residual {ratio.residual_max:.1e} <= {ratio.residual_limit:.0e} over {ratio.steps} steps"
     )
     for line in await prove_rewards(workers):
         say("proof  rewards     " + line)
+
+
+async def prove_ratio(
+    rollouts: Rollouts, learner: Learner, request: RolloutRequest, weights: Published
+) -> RatioProof:
+    """Learner and rollout compute the same density of two of a group's trajectories, which are
+    rolled out again where they are lost with their node."""
+    for loss in range(1, MAX_LOSSES + 1):
+        rollout = await rollouts.rollout(request, weights)
+        try:
+            return await learner.prove(rollout.trajectories[:2])
+        except ObjectGone:
+            if loss == MAX_LOSSES:
+                raise
+    raise AssertionError("unreachable")
 
 
 def prove_policy(config: RunConfig, infos: Sequence[WorkerInfo], ranks: Sequence[RankInfo]) -> str:
@@ -132,8 +148,13 @@ def probe_weights(weights: LoraWeights, version: WeightsVersion) -> Published:
 async def prove_rewards(workers: Workers) -> list[str]:
     """Scorers answer known clips as they must, on every reward worker."""
     pools = workers.rewards.pools
+    # A scorer may take as long to start as a rollout worker may take over a group.
+    limit_s = workers.rollouts.timeout_s
     answers = await asyncio.gather(
-        *(pool.call_all("known_answers", [()] * pool.size) for pool in pools.values())
+        *(
+            pool.call_all("known_answers", [()] * pool.size, limit_s=limit_s)
+            for pool in pools.values()
+        )
     )
     lines = []
     for (kind, pool), rows in zip(pools.items(), answers, strict=True):

@@ -81,6 +81,12 @@ class RunFolder:
         """Replace a whole file by UTF-8 text."""
         self.write_bytes(name, text.encode("utf-8"))
 
+    def remove(self, name: str) -> None:
+        """Delete a folder with all that is in it, where it exists."""
+        self.fs.invalidate_cache()
+        if self.exists(name):
+            self.fs.rm(self.path(name), recursive=True)
+
     def require_writable(self) -> None:
         """Write and remove a probe. ConfigError in one sentence when that fails."""
         probe = f".probe-{uuid.uuid4().hex[:8]}"

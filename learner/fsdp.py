@@ -27,10 +27,13 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
+from learner.storage_errors import is_transient
+
 log = logging.getLogger(__name__)
 
 SAVE_ATTEMPTS = 4
-"""A sharded save or load that fails with an OSError on any rank is tried this many times."""
+"""A sharded save or load that fails on any rank, in a way that waiting may mend, is tried this many
+times."""
 
 
 def start_process_group(
@@ -183,7 +186,7 @@ def save_sharded(
     """Write a (nested) state of sharded tensors to a directory on any fsspec URL; collective over
     `group` (the default group where it is None).
 
-    Retried on OSError with backoff; then raises OSError naming the ranks that failed.
+    Retried with backoff where waiting may help; then raises OSError naming the ranks that failed.
     """
     # A remote object is durable when its upload is complete; only local files need an fsync.
     local = "://" not in url or url.startswith(("file://", "local://"))
@@ -213,10 +216,7 @@ def _with_retries(what: str, call: Callable[[], object]) -> None:
             return
         except CheckpointException as error:
             reasons = {rank: str(wrapped[0]) for rank, wrapped in error.failures.items()}
-            transient = all(
-                isinstance(wrapped[0], OSError) and not isinstance(wrapped[0], FileNotFoundError)
-                for wrapped in error.failures.values()
-            )
+            transient = all(is_transient(wrapped[0]) for wrapped in error.failures.values())
             # Every rank sees the same failures, so that all of them retry or none does.
             if not transient or attempt == SAVE_ATTEMPTS:
                 raise OSError(f"{what} failed on ranks {reasons}") from error

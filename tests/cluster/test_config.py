@@ -69,6 +69,12 @@ def test_bad_input_is_one_sentence(preset: str, overrides: list[str], words: lis
         assert word in sentence
 
 
+def test_none_is_a_choice_where_it_is_listed_and_unsets_other_keys() -> None:
+    config = load("toy", ["metrics.tracker=none", "placement.strategy=none", "learner.guard=none"])
+    assert (config.metrics.tracker, config.placement.strategy) == ("none", "none")
+    assert config.learner.guard is None
+
+
 def test_torn_toml_is_one_sentence(tmp_path: Path) -> None:
     file = tmp_path / "torn.toml"
     file.write_text("[rollout\n")

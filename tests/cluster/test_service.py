@@ -1,11 +1,12 @@
 """The real loop over simulated stages: overlap, staleness, what survives, what the audit says.
 
-Not covered: Ray (test_survival.py), tensors (test_local_run.py).
+Not covered: Ray (test_ray_run.py, test_ray_pool.py), tensors (test_local_run.py).
 """
 
 from __future__ import annotations
 
 import asyncio
+import multiprocessing
 import os
 import signal
 from collections.abc import Callable
@@ -26,6 +27,7 @@ from cluster.checkpoint import CheckpointStore, RunState
 from cluster.config import RunConfig
 from cluster.recovery import AccountError
 from cluster.saving import Saver
+from cluster.storage import RunFolder
 
 Build = Callable[..., RunConfig]
 FAST = Durations(0.002, 0.002, learner_s=0.004)
@@ -158,26 +160,29 @@ def test_three_losses_in_a_row_stop_the_run(smallest: Build) -> None:
         run(config, ranks)
 
 
-class Crash(BaseException):
-    """Stands for the end of the coordinator's process."""
+def run_in_a_process(config: RunConfig) -> int | None:
+    """Train in a forked process; its exit code, which is -9 where it killed itself."""
+    process = multiprocessing.get_context("fork").Process(target=run, args=(config,))
+    process.start()
+    process.join(60)
+    return process.exitcode
 
 
 @pytest.mark.parametrize("staleness", [0, 1])
 @pytest.mark.parametrize("phase", ["batch", "step", "weights", "begin_save", "write", "commit"])
-def test_a_coordinator_that_ends_in_any_phase_is_resumed_to_the_same_weights(
+def test_a_coordinator_killed_in_any_phase_is_resumed_to_the_same_weights(
     smallest: Build, monkeypatch: pytest.MonkeyPatch, phase: str, staleness: int
 ) -> None:
-    """Between the lines: `write` is after the shards and before the ledger, `commit` after the
-    ledger and before the manifest. Real kills are in test_survival.py."""
+    """kill -9. `write` is after the shards and before the ledger, `commit` after the ledger and
+    before the manifest."""
     options = (*LOOP, f"max_staleness={staleness}", "checkpoint.every=2")
-    config = smallest(*options, name="crashed")
-    crashed = False
+    config = smallest(*options, name="killed")
+    this_process = os.getpid()
 
-    def crash_once(*args: Any, **kwargs: Any) -> None:
-        nonlocal crashed
-        if not crashed and CheckpointStore(config.run).newest_valid().checkpoint is not None:
-            crashed = True
-            raise Crash
+    def killed_here() -> None:
+        durable = CheckpointStore(config.run).newest_valid().checkpoint is not None
+        if os.getpid() != this_process and durable:
+            os.kill(os.getpid(), signal.SIGKILL)
 
     from cluster.collect import Collector
     from cluster.ledger import Ledger
@@ -195,20 +200,18 @@ def test_a_coordinator_that_ends_in_any_phase_is_resumed_to_the_same_weights(
     if asyncio.iscoroutinefunction(original):
 
         async def slow(self: Any, *args: Any, **kwargs: Any) -> Any:
-            crash_once()
+            killed_here()
             return await original(self, *args, **kwargs)
 
         monkeypatch.setattr(target, name, slow)
     else:
 
         def quick(self: Any, *args: Any, **kwargs: Any) -> Any:
-            crash_once()
+            killed_here()
             return original(self, *args, **kwargs)
 
         monkeypatch.setattr(target, name, quick)
-    with pytest.raises(Crash):
-        run(config)
-    assert crashed
+    assert run_in_a_process(config) == -signal.SIGKILL
     state, said = run(config)
     assert any("resuming" in line for line in said)
     in_order(config)
@@ -254,6 +257,23 @@ def test_training_pauses_at_max_unsaved_steps_while_the_store_fails(
     assert sum("503 slow down" in line for line in said) == 3
     assert any("waits for a durable checkpoint" in line for line in said)
     in_order(config)
+
+
+def test_rows_that_the_store_refuses_are_in_a_later_write(
+    smallest: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, refused = RunFolder.write_text, iter([False, False, True, True, False, False, True])
+
+    def failing(self: RunFolder, name: str, text: str) -> None:
+        if name == "metrics.jsonl" and next(refused, False):
+            raise OSError("503 slow down")
+        write(self, name, text)
+
+    monkeypatch.setattr(RunFolder, "write_text", failing)
+    config = smallest(*LOOP)
+    _, said = run(config)
+    assert sum("metrics.jsonl could not be written" in line for line in said) == 3
+    assert [row["step"] for row in rows(config)] == list(range(6))
 
 
 def test_sigterm_leaves_a_checkpoint_and_the_run_goes_on(smallest: Build) -> None:
