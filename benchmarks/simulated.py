@@ -236,10 +236,8 @@ class SimulatedRanks:
         self._account = (await asyncio.to_thread(fs.cat_file, f"{path}/account")).decode()
 
 
-def simulated_workers(
-    config: RunConfig, durations: Durations, ranks: SimulatedRanks | None = None
-) -> Workers:
-    """Every pool of a run, simulated."""
+def rollout_methods(config: RunConfig, durations: Durations) -> dict[str, Callable[..., Any]]:
+    """What a simulated rollout worker answers to."""
     held: dict[str, str] = {"checksum": ""}
     sigmas = sigma_schedule(config.rollout.sampling_steps, config.rollout.shift)
 
@@ -258,26 +256,38 @@ def simulated_workers(
     async def describe() -> WorkerInfo:
         return WorkerInfo("simulated", schedule_hash(sigmas), 1, 8, held["checksum"])
 
-    def scored(kind: Any, parts: tuple[str, ...], seconds: float) -> Callable[..., Any]:
-        async def score(sample: tuple[int, int], prompt: Any, *_: Any) -> Any:
-            await asyncio.sleep(seconds)
-            values = {part: keyed_seed("reward", part, *sample) / 2**63 for part in parts}
-            answer = Score(kind, values, {}, "simulated")
-            return (answer, sample, None) if kind == "reconstruction" else answer
+    return {"rollout": rollout, "load_weights": load_weights, "describe": describe}
 
-        return score
+
+def reward_methods(
+    kind: Any, parts: tuple[str, ...], seconds: float
+) -> dict[str, Callable[..., Any]]:
+    """What a simulated reward worker answers to; scores are keyed on (part, group, member)."""
+
+    async def score(sample: tuple[int, int], prompt: Any, *_: Any) -> Any:
+        await asyncio.sleep(seconds)
+        values = {part: keyed_seed("reward", part, *sample) / 2**63 for part in parts}
+        answer = Score(kind, values, {}, "simulated")
+        return (answer, sample, None) if kind == "reconstruction" else answer
 
     async def known_answers() -> dict[str, float]:
         return {"simulated": 1.0}
 
+    return {"score": score, "known_answers": known_answers}
+
+
+def simulated_workers(
+    config: RunConfig, durations: Durations, ranks: SimulatedRanks | None = None
+) -> Workers:
+    """Every pool of a run, simulated."""
+
     def rewards(kind: Any, parts: tuple[str, ...], seconds: float) -> SimulatedPool:
         workers = getattr(config.rewards, kind).min_workers
-        methods = {"score": scored(kind, parts, seconds), "known_answers": known_answers}
-        return SimulatedPool(kind, workers, methods)
+        return SimulatedPool(kind, workers, reward_methods(kind, parts, seconds))
 
-    rollout_methods = {"rollout": rollout, "load_weights": load_weights, "describe": describe}
+    rollouts = SimulatedPool("rollout", config.rollout.workers, rollout_methods(config, durations))
     return Workers(
-        rollouts=Rollouts(SimulatedPool("rollout", config.rollout.workers, rollout_methods)),
+        rollouts=Rollouts(rollouts),
         rewards=Rewards(
             rewards("reconstruction", ("recon", "traj"), durations.reconstruction_s),
             rewards("judge", ("meta",), durations.judge_s),

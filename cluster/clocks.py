@@ -24,6 +24,8 @@ class StageClock:
     """Calls that ended."""
     service_s: float
     """Mean duration of those calls; 0 where none ended."""
+    workers: float = 0.0
+    """Mean number of workers that took calls."""
 
     @property
     def interval_s(self) -> float:
@@ -46,6 +48,12 @@ class _Totals:
     queued_s: float = 0.0
     calls: int = 0
     service_s: float = 0.0
+    worker_s: float = 0.0
+
+    @property
+    def interval_s(self) -> float:
+        """Time since it was made."""
+        return self.busy_s + self.starved_s + self.blocked_s
 
 
 class Meter:
@@ -89,6 +97,7 @@ class Meter:
         now, then = self._totals, self._seen.get(reader, _Totals())
         self._seen[reader] = now
         calls = now.calls - then.calls
+        spent_s = now.interval_s - then.interval_s
         return StageClock(
             busy_s=now.busy_s - then.busy_s,
             starved_s=now.starved_s - then.starved_s,
@@ -96,6 +105,7 @@ class Meter:
             queued_s=now.queued_s - then.queued_s,
             calls=calls,
             service_s=(now.service_s - then.service_s) / calls if calls else 0.0,
+            workers=(now.worker_s - then.worker_s) / spent_s if spent_s else float(self.workers),
         )
 
     def _integrate(self) -> None:
@@ -111,6 +121,7 @@ class Meter:
             starved_s=totals.starved_s + (0.0 if self.blocked else idle_s),
             blocked_s=totals.blocked_s + (idle_s if self.blocked else 0.0),
             queued_s=totals.queued_s + span * self.waiting,
+            worker_s=totals.worker_s + span * self.workers,
         )
 
 

@@ -229,6 +229,7 @@ def clock_plots(run: RunData) -> list[Plot]:
     lost.update_yaxes(title_text="count", rangemode="tozero", tickformat="d", **step)
     return [
         *_shares(run),
+        *_pools(run),
         Plot("clocks", "Stage clocks", "Stages overlap: their sum may exceed the step.", clocks),
         Plot(
             "losses",
@@ -238,6 +239,24 @@ def clock_plots(run: RunData) -> list[Plot]:
             lost,
         ),
     ]
+
+
+def _pools(run: RunData) -> list[Plot]:
+    """Workers of each pool, where pools came and went."""
+    plot, sizes = figure(), []
+    for number, name in enumerate(PIPELINE):
+        x, y = series(run.steps, "stages", name, "workers")
+        if y and max(y) - min(y) > 0.01:
+            sizes.append(max(y))
+            plot.add_trace(line(x, y, name, STAGES[number % len(STAGES)], width=1.8))
+    if not sizes:
+        return []
+    plot.update_yaxes(title_text="workers", rangemode="tozero")
+    caption = (
+        "Mean number of workers that took calls, of the pools whose number changed: elastic ones "
+        "grow and shrink, and a worker that died is missing until it is back."
+    )
+    return [Plot("pools", "Workers", caption, plot)]
 
 
 def _shares(run: RunData) -> list[Plot]:

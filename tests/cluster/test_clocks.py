@@ -35,7 +35,9 @@ def test_seconds_of_two_workers_sum_to_the_interval() -> None:
     assert clock.queued_s == 3 * 4 + 2 * 1 + 2 * 3
     assert (clock.calls, clock.service_s) == (2, 3.0)
     hand.now = 9.0
-    assert meter.lap() == StageClock(0.0, 0.0, 1.0, 2.0, 0, 0.0)
+    meter.change(workers=2)
+    hand.now = 12.0  # four workers for 3 s, after two for 1 s
+    assert meter.lap() == StageClock(0.0, 0.0, 4.0, 8.0, 0, 0.0, workers=(2 * 1 + 4 * 3) / 4)
 
 
 def test_bottleneck_is_the_busiest_stage() -> None:

@@ -13,17 +13,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from cluster.config import LOOPBACK, SupervisionConfig
 from cluster.elastic import Supervisor
-from cluster.pools import Late, WorkerLost
+from cluster.pools import Late, ObjectGone, WorkerLost
 from cluster.ray_pool import RayPool, RayRanks
 from rewards.config import PoolConfig
 
-pytestmark = [pytest.mark.cluster, pytest.mark.hand]
+pytestmark = pytest.mark.cluster
 
 Spawn = Callable[[int], Any]
+LOG_BYTES = 100_000
 
 
 class Waiter:
@@ -51,6 +53,11 @@ class Waiter:
     def size(self, data: bytes) -> int:
         return len(data)
 
+    def talk(self, lines: int) -> int:
+        for number in range(lines):
+            print(f"{number:08d} {'x' * 91}", flush=True)
+        return os.getpid()
+
     def fail(self) -> None:
         raise LookupError("as it is")
 
@@ -59,6 +66,9 @@ class Waiter:
 def spawn() -> Iterator[Spawn]:
     import ray
 
+    patch = pytest.MonkeyPatch()
+    patch.setenv("RAY_ROTATION_MAX_BYTES", str(LOG_BYTES))
+    patch.setenv("RAY_ROTATION_BACKUP_COUNT", "3")
     ray.init(
         num_cpus=8,
         include_dashboard=False,
@@ -69,6 +79,7 @@ def spawn() -> Iterator[Spawn]:
     remote: Any = ray.remote(Waiter)
     yield lambda index: remote.options(num_cpus=0.1, max_restarts=-1).remote()
     ray.shutdown()
+    patch.undo()
 
 
 def run(test: Callable[[RayPool], Any], spawn: Spawn, workers: int = 1) -> Any:
@@ -80,6 +91,17 @@ def run(test: Callable[[RayPool], Any], spawn: Spawn, workers: int = 1) -> Any:
             pool.close()
 
     return asyncio.run(with_pool())
+
+
+def gone(pid: int, within_s: float) -> bool:
+    """Whether a process ends in time."""
+    try:
+        psutil.Process(pid).wait(within_s)
+    except psutil.NoSuchProcess:
+        return True
+    except psutil.TimeoutExpired:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    return True
 
 
 def test_a_call_survives_deaths_below_the_limit_and_the_rest_is_given_up(
@@ -122,6 +144,38 @@ def test_a_frozen_worker_is_replaced_and_costs_its_call_a_timeout(spawn: Spawn) 
             await pool.call("wait", 0.0, 1, timeout_s=1.0)
         assert (await pool.call("wait", 0.0, 2))[0] == 2
         assert await pool.call("pid") != pid
+        assert gone(pid, within_s=20)
+
+    run(test, spawn)
+
+
+def test_a_call_that_nobody_waits_for_costs_no_worker(spawn: Spawn) -> None:
+    async def test(pool: RayPool) -> None:
+        pid = await pool.call("pid")
+        call = asyncio.ensure_future(pool.call("wait", 0.5, 0))
+        await asyncio.sleep(0.2)
+        call.cancel()
+        started = time.monotonic()
+        assert await pool.call("wait", 0.0, 1) == (1, pid)
+        assert time.monotonic() - started > 0.1, "it was free when its call had ended"
+        assert pool.meter.busy == 0
+
+    run(test, spawn)
+
+
+def test_an_object_that_is_lost_is_said_to_be_lost(spawn: Spawn) -> None:
+    """As a call's argument and when it is fetched; the pool goes on."""
+    from ray._private.internal_api import free
+
+    async def test(pool: RayPool) -> None:
+        _, data = await pool.call("pair", returns=2)
+        assert await pool.call("size", data) == 1_000_000
+        free([data])
+        with pytest.raises(ObjectGone):
+            await pool.fetch(data)
+        with pytest.raises(ObjectGone):
+            await pool.call("size", data)
+        assert (await pool.call("wait", 0.0, 1))[0] == 1
 
     run(test, spawn)
 
@@ -144,6 +198,20 @@ def test_errors_refs_and_late_arguments(spawn: Spawn) -> None:
     run(test, spawn)
 
 
+def test_what_a_worker_prints_is_rotated(spawn: Spawn) -> None:
+    """20 times the limit of one file is printed; the file and three old ones are left."""
+    import ray
+
+    async def test(pool: RayPool) -> int:
+        return int(await pool.call("talk", 20 * LOG_BYTES // 100))
+
+    pid = run(test, spawn)
+    logs = Path(ray._private.worker._global_node.get_logs_dir_path())
+    sizes = [path.stat().st_size for path in logs.glob(f"worker-*-{pid}.out*")]
+    assert 1 <= len(sizes) <= 4
+    assert sum(sizes) <= 4 * LOG_BYTES + 10_000
+
+
 def test_ranks_are_lost_together_and_replaced_together(spawn: Spawn) -> None:
     async def test() -> None:
         ranks = RayRanks("ranks", lambda: [spawn(0), spawn(1)], straggler_s=2.0)
@@ -155,6 +223,7 @@ def test_ranks_are_lost_together_and_replaced_together(spawn: Spawn) -> None:
                 await ranks.call_all("pid", [(), ()])
             assert time.monotonic() - started < 10
             await ranks.restart()
+            assert gone(pids[1], within_s=20), "a frozen rank would keep its memory"
             fresh = await ranks.call_all("pid", [(), ()])
             assert not set(fresh) & set(pids)
             os.kill(fresh[0], signal.SIGKILL)
@@ -166,6 +235,7 @@ def test_ranks_are_lost_together_and_replaced_together(spawn: Spawn) -> None:
     asyncio.run(test())
 
 
+@pytest.mark.hand
 def test_load_tripled_grows_the_pool_and_no_call_is_lost_in_the_drain(spawn: Spawn) -> None:
     """1 -> 3 workers within 15 s of the load, and back to 1 after it."""
     config = SupervisionConfig(interval_s=0.5, grow_wait_s=0.8, shrink_after_s=1.5)

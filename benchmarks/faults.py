@@ -1,0 +1,137 @@
+"""What does not die at once: frozen processes, and a machine that goes with all that it holds.
+
+    python -m benchmarks.faults [--json FILE]
+
+Runs on a Ray head of their own with a second node. SIGSTOP hits a learner rank, a rollout worker
+and a reconstruction worker of one run, which stay silent for ever; of another run the second node
+is killed with its workers, its objects and, if it has one, its learner rank. The time is from the
+blow to the next step that is recorded.
+
+Goals: a frozen rank costs at most its process group's timeout + 30 s; each run completes, its audit
+finds nothing, and its weights are those of an undisturbed run. Exits 1 when one is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.driver import SMALL_RUN, WORKERS, Driver, driving, freeze, further_node, wait_for
+from benchmarks.results import Result, machine, write
+from cluster.audit import audit_run
+from cluster.config import load
+from cluster.demo import ray_head
+
+STEPS, BEFORE, BETWEEN = 14, 3, 3
+"""Steps of a run, before its first blow, and between two."""
+RANKS_TIMEOUT_S = 10.0
+WORKER_TIMEOUT_S = 20.0
+GRACE_S = 30.0
+PATIENCE_S = 300.0
+FROZEN = ("learner", "rollout", "reconstruction")
+NODE = "second node"
+OPTIONS = (
+    *SMALL_RUN,
+    f"steps={STEPS}",
+    "checkpoint.every=4",
+    f"learner.timeout_s={RANKS_TIMEOUT_S}",
+    f"supervision.rollout_timeout_s={WORKER_TIMEOUT_S}",
+    f"rewards.timeout_s={WORKER_TIMEOUT_S}",
+)
+
+
+def seconds_to_recover(driver: Driver, blow: Callable[[], Any]) -> float:
+    """From the blow to the step after the one that it hit."""
+    done = driver.steps_done()
+    started = time.monotonic()
+    blow()
+
+    def goes_on() -> bool:
+        if driver.exit_code() is not None:
+            raise RuntimeError(f"the run ended:\n{driver.tail()}")
+        return driver.steps_done() >= done + 2
+
+    # The step under way may end without whatever was hit.
+    wait_for("a step after the blow", goes_on, PATIENCE_S)
+    return time.monotonic() - started
+
+
+def run(
+    folder: Path, name: str, environment: Mapping[str, str], blows: Mapping[str, Callable[..., Any]]
+) -> dict[str, Any]:
+    """One run under some blows."""
+    driver = Driver(load("toy", [*OPTIONS, f"run={folder / name}"]), environment)
+    seconds: dict[str, float] = {}
+    with driving(driver):
+        for number, (kind, blow) in enumerate(blows.items()):
+            step = BEFORE + number * BETWEEN
+            wait_for(f"step {step}", lambda step=step: driver.steps_done() >= step, PATIENCE_S)
+            seconds[kind] = round(seconds_to_recover(driver, lambda blow=blow: blow(driver)), 1)
+        if driver.wait(PATIENCE_S) != 0:
+            raise RuntimeError(f"{name} failed:\n{driver.tail()}")
+    report = audit_run(driver.config.run)
+    said = driver.log.read_text(errors="replace")
+    return {
+        "run": name,
+        "seconds_to_the_step_after_next": seconds,
+        "recoveries_of_the_learner": said.count("replacing all ranks"),
+        "batches_rolled_out_again": said.count("rolling out again"),
+        "findings": list(report.findings),
+        "weights": driver.checksum()[:16],
+    }
+
+
+def measure(folder: Path) -> list[dict[str, Any]]:
+    """An undisturbed run, one with frozen processes, one that loses a node."""
+    frozen = {kind: lambda driver, kind=kind: freeze(driver.workers(kind)[0]) for kind in FROZEN}
+    with ray_head() as (_, environment):
+        rows = [run(folder, "undisturbed", environment, {})]
+        rows.append(run(folder, "frozen", environment, frozen))
+        with further_node(environment) as lose:
+            time.sleep(5)  # until the node has joined
+            lost: dict[str, list[int]] = {}
+
+            def blow(driver: Driver) -> None:
+                alive = {kind: driver.workers(kind) for kind in WORKERS}
+                lose()
+                lost.update({k: [p.pid for p in v if not p.is_running()] for k, v in alive.items()})
+
+            rows.append(run(folder, NODE, environment, {NODE: blow}))
+            rows[-1]["lost_with_the_node"] = {kind: len(pids) for kind, pids in lost.items()}
+    return rows
+
+
+def met(rows: list[dict[str, Any]]) -> bool:
+    """Whether all goals are met."""
+    slowest = rows[1]["seconds_to_the_step_after_next"]["learner"]
+    hurt = sum(rows[2]["lost_with_the_node"].values())
+    return (
+        all(row["weights"] == rows[0]["weights"] and not row["findings"] for row in rows)
+        and slowest <= RANKS_TIMEOUT_S + GRACE_S
+        and hurt > 0
+    )
+
+
+def main() -> int:
+    """Print what was found; 1 when a goal is missed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--keep", type=Path, help="folder for the runs and their logs")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        rows = measure(options.keep or Path(folder))
+    for row in rows:
+        print(row)
+    if options.json:
+        write(options.json, Result("faults", machine(), rows))
+    print("goals met" if met(rows) else "goal missed")
+    return int(not met(rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
