@@ -29,7 +29,7 @@ from cluster.demo import ray_head
 
 STEPS, BEFORE, BETWEEN = 14, 3, 3
 """Steps of a run, before its first blow, and between two."""
-RANKS_TIMEOUT_S = 10.0
+RANKS_TIMEOUT_S = 15.0
 WORKER_TIMEOUT_S = 20.0
 GRACE_S = 30.0
 PATIENCE_S = 300.0

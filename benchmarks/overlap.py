@@ -1,9 +1,12 @@
 """What overlap is worth: the real loop over stages that wait, synchronous against max_staleness 1.
 
-    python -m benchmarks.overlap [--quick] [--json FILE]
+    python -m benchmarks.overlap [--quick] [--real] [--json FILE]
 
 With max_staleness 1 a batch is rolled out and scored while the one before trains, so that groups
 have to stream: what is left to score when the last one is rolled out adds to the step.
+
+With --real, the toy preset on Ray too: its stages share the cores of one machine, so that overlap
+can only fill what they leave idle; its row is reported and sets no goal.
 
 Goals: at least 1.5 times the synchronous loop, and at least 0.9 of the bound that the slowest stage
 sets, with balanced stages. Exits 1 when one is missed.
@@ -19,9 +22,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from benchmarks.driver import Driver, driving
 from benchmarks.results import Result, machine, write
 from benchmarks.simulated import Durations, rows, simulated_trainer, simulated_workers
 from cluster.config import RunConfig, load
+from cluster.demo import ray_head
 
 GROUPS, MEMBERS = 32, 2
 SPEEDUP_GOAL, BOUND_GOAL = 1.5, 0.9
@@ -99,10 +104,36 @@ def measure(steps: int) -> list[dict[str, Any]]:
     return found
 
 
+def measure_real(steps: int) -> dict[str, Any]:
+    """The toy preset on a Ray head of its own, synchronous and overlapped."""
+    found: dict[int, list[dict[str, Any]]] = {}
+    with tempfile.TemporaryDirectory() as folder, ray_head() as (_, environment):
+        for staleness in (0, 1):
+            options = [f"run={folder}/s{staleness}", f"steps={steps}", "eval.prompts=0"]
+            quiet = ["rewards.artifacts.keep=0", "metrics.report_every_s=0", "checkpoint.every=100"]
+            phases = ["schedule.dynamic_steps=0", f"max_staleness={staleness}"]
+            driver = Driver(load("toy", [*options, *quiet, *phases]), environment)
+            with driving(driver):
+                if driver.wait(600) != 0:
+                    raise RuntimeError(f"the run failed:\n{driver.tail()}")
+            found[staleness] = driver.rows()[2:-1]
+    means = {s: statistics.fmean(r["seconds"]["step"] for r in f) for s, f in found.items()}
+    last = found[1][-1]
+    return {
+        "run": "real toy stages on Ray",
+        "synchronous_step_s": round(means[0], 3),
+        "overlapped_step_s": round(means[1], 3),
+        "speedup": round(means[0] / means[1], 2),
+        "bottleneck": statistics.mode(row["bottleneck"] for row in found[1]),
+        "busy_s": {name: round(clock["busy_s"], 2) for name, clock in last["stages"].items()},
+    }
+
+
 def main() -> int:
     """Print the table; 1 when a goal is missed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--real", action="store_true", help="the toy preset on Ray as well")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     found = measure(8 if options.quick else 20)
@@ -112,6 +143,9 @@ def main() -> int:
             f"{row['run']:<16}{row['synchronous_step_s']:>8}{row['overlapped_step_s']:>8}"
             f"{row['speedup']:>8}{row['of_slowest_stage_bound']:>10}  {row['bottleneck']}"
         )
+    if options.real:
+        found.append(measure_real(6 if options.quick else 12))
+        print(found[-1])
     if options.json:
         write(options.json, Result("overlap", machine(), found))
     balanced = found[0]

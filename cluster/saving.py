@@ -96,11 +96,15 @@ class Saver:
         except Exception as error:
             self._failed(state.step, error)
             return
+        recoveries = self._learner.recoveries
 
         async def complete() -> None:
             try:
                 while not await self._learner.learner.saved(0.0):
                     await asyncio.sleep(POLL_S)
+                if self._learner.recoveries != recoveries:
+                    # The ranks that answer know nothing of it: those that wrote are gone.
+                    raise LearnerLost("the ranks were replaced while they wrote")
                 # Refs are read here, in the loop; everything slow happens in a thread.
                 await write_in_flight(self._checkpoints.url(state.step), self._pool, kept)
                 head = await asyncio.to_thread(

@@ -284,10 +284,11 @@ class LearnerRank:
     def begin_save(self, url: str) -> None:
         """Start to write what `save` writes, as it is at this moment; training may go on.
 
-        Raises ValueError while another one is under way.
+        A save whose end nobody has asked for, since another rank's had failed, is seen to its end
+        first. Raises OSError where it does not end within the group's timeout.
         """
-        if self._saving is not None:
-            raise ValueError(f"a save is under way; {url} must wait until `saved` has said so")
+        if self._saving is not None and not self._saving.join(self._config.timeout_s):
+            raise OSError(f"the save before still hangs; {url} has to wait")
         self._saving = BackgroundSave(url, self._state(), self._save_group)
 
     def saved(self, wait_s: float = 0.0) -> bool:

@@ -43,9 +43,10 @@ class BackgroundSave:
             raise self._error
         return True
 
-    def join(self, timeout_s: float) -> None:
-        """Wait for the end, whichever it is."""
+    def join(self, timeout_s: float) -> bool:
+        """Wait for the end, whichever it is; whether it has come."""
         self._thread.join(timeout_s)
+        return not self._thread.is_alive()
 
     def _write(self) -> None:
         try:

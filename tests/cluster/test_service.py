@@ -132,6 +132,16 @@ def test_lost_ranks_are_replaced_and_repeat_what_no_checkpoint_covers(
         assert any("replacing all ranks" in line for line in said)
 
 
+def test_ranks_lost_while_they_write_leave_no_checkpoint_of_halves(smallest: Build) -> None:
+    """The save of step 2 takes longer than step 2 itself, in which the ranks that write it die."""
+    config = smallest(*LOOP, "checkpoint.every=2")
+    ranks = SimulatedRanks(config, FAST, save_s=0.3, fail_at=[("step", 2)])
+    _, said = run(config, ranks)
+    assert ranks.restarts == 1
+    assert any("checkpoint of step 2 failed (the ranks were replaced" in line for line in said)
+    in_order(config)
+
+
 def test_ranks_that_repeat_with_other_bits_open_a_lineage(smallest: Build) -> None:
     config = smallest(*LOOP, "checkpoint.every=100", "max_staleness=1")
     ranks = SimulatedRanks(config, FAST, fail_at=[("step", 3)])

@@ -287,3 +287,23 @@ def test_only_one_group_per_process(new_rank: NewRank, policy: PolicyConfig) -> 
     new_rank()
     with pytest.raises(ValueError, match="has a process group already"):
         LearnerRank(0, 1, policy, LEARNER, ROLLOUT, 0, None, "cpu", 1)
+
+
+def test_a_failed_save_is_told_once_and_never_blocks_the_next(
+    new_rank: NewRank, trajectories: Trajectories, tmp_path: Path
+) -> None:
+    """Also where nobody asked how it ended, as when another rank's failure was told first."""
+    (tmp_path / "file").write_text("not a folder")
+    rank = new_rank()
+    for asked in (True, False):
+        rank.begin_save(f"{tmp_path}/file/deeper")
+        if asked:
+            with pytest.raises(OSError, match="failed on ranks"):
+                rank.saved(30.0)
+            assert rank.saved()
+        rank.begin_save(f"{tmp_path}/whole")
+        train_step(rank, score(trajectories))
+        assert rank.saved(30.0)
+    before = _weights(rank)
+    rank.load(f"{tmp_path}/whole")
+    assert _distance(_weights(rank), before) > 0, "the copy was taken before the step"
