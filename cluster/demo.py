@@ -141,6 +141,8 @@ def _head_environment(folder: Path) -> dict[str, str]:
         "RAY_AUTH_TOKEN_PATH": str(token),
         "RAY_USAGE_STATS_ENABLED": "0",
         **LOG_ROTATION,
+        # Ray's default of 15 lets its workers starve beside any other load of the machine.
+        "RAY_worker_niceness": "5",
     }
 
 
