@@ -21,45 +21,12 @@ from cluster.elastic import Supervisor
 from cluster.pools import Late, ObjectGone, WorkerLost
 from cluster.ray_pool import RayPool, RayRanks
 from rewards.config import PoolConfig
+from tests.cluster.waiter import Waiter
 
 pytestmark = pytest.mark.cluster
 
 Spawn = Callable[[int], Any]
 LOG_BYTES = 100_000
-
-
-class Waiter:
-    """A worker whose calls take as long as they are told to."""
-
-    def pid(self) -> int:
-        return os.getpid()
-
-    def wait(self, seconds: float, value: int) -> tuple[int, int]:
-        time.sleep(seconds)
-        return value, os.getpid()
-
-    def die(self, marker: str, times: int) -> int:
-        """kill -9 itself until `marker` counts so many deaths."""
-        path = Path(marker)
-        deaths = len(path.read_text()) if path.exists() else 0
-        if deaths < times:
-            path.write_text("x" * (deaths + 1))
-            os.kill(os.getpid(), signal.SIGKILL)
-        return deaths
-
-    def pair(self) -> tuple[str, bytes]:
-        return "small", b"x" * 1_000_000
-
-    def size(self, data: bytes) -> int:
-        return len(data)
-
-    def talk(self, lines: int) -> int:
-        for number in range(lines):
-            print(f"{number:08d} {'x' * 91}", flush=True)
-        return os.getpid()
-
-    def fail(self) -> None:
-        raise LookupError("as it is")
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +36,7 @@ def spawn() -> Iterator[Spawn]:
     patch = pytest.MonkeyPatch()
     patch.setenv("RAY_ROTATION_MAX_BYTES", str(LOG_BYTES))
     patch.setenv("RAY_ROTATION_BACKUP_COUNT", "3")
+    patch.setenv("RAY_worker_niceness", "5")
     ray.init(
         num_cpus=8,
         include_dashboard=False,
@@ -164,13 +132,14 @@ def test_a_call_that_nobody_waits_for_costs_no_worker(spawn: Spawn) -> None:
 
 
 def test_an_object_that_is_lost_is_said_to_be_lost(spawn: Spawn) -> None:
-    """As a call's argument and when it is fetched; the pool goes on."""
-    from ray._private.internal_api import free
+    """It goes with the process that owns it. As a call's argument and when it is fetched; the pool
+    goes on."""
 
     async def test(pool: RayPool) -> None:
-        _, data = await pool.call("pair", returns=2)
+        (data,) = await pool.call("lend")
         assert await pool.call("size", data) == 1_000_000
-        free([data])
+        os.kill(await pool.call("pid"), signal.SIGKILL)
+        await pool.call("pid")
         with pytest.raises(ObjectGone):
             await pool.fetch(data)
         with pytest.raises(ObjectGone):
