@@ -31,7 +31,7 @@ from cluster.demo import ray_head
 
 COORDINATOR = "coordinator"
 KINDS = (*WORKERS, COORDINATOR)
-STEPS_PER_KILL = 2
+STEPS_PER_KILL = 1
 UNHURT_AT_THE_END = 4
 """Steps after the last kill, so that the run does not end before it."""
 LONGEST_DELAY_S = 1.5
