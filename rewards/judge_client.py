@@ -26,6 +26,8 @@ from rewards.scoring import digit_expectation
 
 MAX_DEATHS = 3
 """A sample in flight at so many deaths of the server is set aside."""
+SILENT_ROUNDS = 2
+"""So many full rounds of requests without an answer, and a server is replaced."""
 REFUSALS = (400, 401, 403, 404, 413, 422)
 """Statuses with which every further attempt would be answered, too."""
 
@@ -48,6 +50,8 @@ class VisionLanguageJudge:
         self._key = os.environ.get(config.key_variable, "none")
         self.server = JudgeServer(config, device) if config.backend == "vllm" else None
         self._lock = threading.Lock()
+        self._unanswered = 0
+        """Requests in a row that timed out."""
         self._connections: dict[int, tuple[openai.OpenAI, tuple[int, ...]]] = {}
         self.version = f"{config.model}+rubric-{rubric_hash()}"
         try:
@@ -83,6 +87,7 @@ class VisionLanguageJudge:
                     messages=conversation,  # type: ignore[arg-type]
                     extra_body=sampling(ids),
                 )
+                self._unanswered = 0
                 return read_answer(response.text, ids)
             except (openai.APIConnectionError, openai.APIStatusError) as error:
                 if not self._died(served, error):
@@ -97,8 +102,18 @@ class VisionLanguageJudge:
     def _died(self, served: Served, error: openai.APIError) -> bool:
         if self.server is None:
             return False
+        if isinstance(error, openai.APITimeoutError):
+            self._note_silence(self.server, served)
         refused = isinstance(error, openai.APIStatusError) and error.status_code < 500
         return not refused and self.server.died_since(served)
+
+    def _note_silence(self, server: JudgeServer, served: Served) -> None:
+        """Replace a server whose front says that it is well while nothing behind it answers."""
+        with self._lock:
+            self._unanswered += 1
+            if self._unanswered >= SILENT_ROUNDS * self._config.calls_at_once:
+                self._unanswered = 0
+                server.replace(served)
 
     def _connection(self, served: Served) -> tuple[openai.OpenAI, tuple[int, ...]]:
         """Client and digit ids of a server; the ids are those of the tokenizer that answers."""

@@ -119,14 +119,18 @@ class JudgeServer:
             if self._served != served:
                 return True
         guard = self._guard
-        if guard is not None and guard.poll() is None and self._healthy(served):
+        if guard is not None and guard.poll() is None and _answers(served, "/health"):
             return False
+        self.replace(served)
+        return True
+
+    def replace(self, served: Served) -> None:
+        """End a server and start another one."""
         with self._state:
             # Another call may have found out before, and the next server may be up.
             if self._served == served:
                 self._served = None
                 self._suspected.set()
-        return True
 
     def close(self) -> None:
         """End the server."""
@@ -184,7 +188,8 @@ class JudgeServer:
         while not self._closing.wait(START_POLL_S):
             if guard.poll() is not None:
                 return None, self._last_words(guard.returncode)
-            if self._healthy(served):
+            # With its key, which another server that happened to take the port does not know.
+            if _answers(served, "/health") and _answers(served, "/v1/models"):
                 return served, ""
             if time.monotonic() > deadline:
                 return None, f"not healthy within {self._config.start_timeout_s:g} s"
@@ -198,16 +203,7 @@ class JudgeServer:
             guard = self._guard
             if self._suspected.is_set() or guard is None or guard.poll() is not None:
                 return
-            silent = 0 if self._healthy(served) else silent + 1
-
-    def _healthy(self, served: Served) -> bool:
-        # The environment's proxies know nothing of this machine's loopback.
-        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        try:
-            with direct.open(f"{served.root}/health", timeout=CHECK_TIMEOUT_S) as answer:
-                return bool(answer.status == 200)
-        except (OSError, http.client.HTTPException):
-            return False
+            silent = 0 if _answers(served, "/health") else silent + 1
 
     def _end(self) -> None:
         guard, self._guard = self._guard, None
@@ -224,6 +220,18 @@ class JudgeServer:
         errors = [line for line in lines if re.search(r"\b\w*(Error|Exception)\b", line)]
         said = (errors or lines or [""])[-1].strip()[-300:]
         return f"it ended with status {status}: {said}"
+
+
+def _answers(served: Served, path: str) -> bool:
+    # The environment's proxies know nothing of this machine's loopback.
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    headers = {"Authorization": f"Bearer {served.key}"}
+    request = urllib.request.Request(served.root + path, headers=headers)
+    try:
+        with direct.open(request, timeout=CHECK_TIMEOUT_S) as answer:
+            return bool(answer.status == 200)
+    except (OSError, http.client.HTTPException):
+        return False
 
 
 def _free_port() -> int:

@@ -12,11 +12,15 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from prompts.schema import Prompt
 from rewards.config import JudgeConfig, RewardConfig
 from rewards.judge_server import GUARD, JudgeServer, ServerLost
 from rewards.judge_worker import JudgeWorker
+from rewards.score import ScoreFailure
+from tests.rewards import silent_server
 
 FAMILY = """
 import signal, subprocess, sys, time
@@ -115,3 +119,27 @@ def test_a_server_that_is_not_up_in_time_is_an_error_in_time(tmp_path: Path) -> 
     assert until(lambda: gone(server.pid))
     assert time.monotonic() - started < 10
     assert os.getpgid(0) != server.pid
+
+
+@pytest.mark.slow
+def test_a_server_that_claims_to_be_well_and_answers_nothing_is_replaced(tmp_path: Path) -> None:
+    """Two requests time out, each a failure worth a retry; then another server is up."""
+    python = tmp_path / "env/bin/python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} {silent_server.__file__} "$@"\n')
+    python.chmod(0o755)
+    judge = JudgeConfig(
+        backend="vllm", model="m", env=f"{tmp_path}/env", concurrency=1, request_timeout_s=0.3
+    )
+    worker = JudgeWorker(RewardConfig(judge=judge, timeout_s=30))
+    try:
+        assert worker.describe()["server_starts"] == "1"
+        prompt = Prompt.from_text("p", "A red box.")
+        for _ in range(2):
+            outcome = worker.score(np.zeros((32, 32, 3), np.uint8), prompt)
+            assert isinstance(outcome, ScoreFailure)
+            assert "gave no answer within 0.3 s" in outcome.reason
+            assert outcome.retry
+        assert until(lambda: worker.describe()["server_starts"] == "2")
+    finally:
+        worker.close()
