@@ -91,6 +91,7 @@ def measure(folder: Path, kills: int, seed: int, ranks: int) -> dict[str, Any]:
     """Run undisturbed, run disturbed, compare."""
     steps = kills * STEPS_PER_KILL + UNHURT_AT_THE_END
     options = [*SMALL_RUN, f"steps={steps}", f"learner.ranks={ranks}", "checkpoint.every=3"]
+    options += [f"rewards.reconstruction.{limit}_workers=1" for limit in ("min", "max")]
     seconds = {}
     drivers = {}
     with ray_head() as (_, environment):
