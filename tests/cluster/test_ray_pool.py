@@ -167,6 +167,39 @@ def test_errors_refs_and_late_arguments(spawn: Spawn) -> None:
     run(test, spawn)
 
 
+def test_a_worker_without_room_is_demand_that_an_autoscaler_sees(spawn: Spawn) -> None:
+    """Nothing scales here: what is read is the state that Ray hands to its autoscaler."""
+    import ray
+    from ray._raylet import GcsClient
+    from ray.autoscaler.v2.sdk import get_cluster_resource_state
+
+    def asked() -> list[float]:
+        client = GcsClient(address=ray.get_runtime_context().gcs_address)
+        state = get_cluster_resource_state(client)
+        return [
+            demand.request.resources_bundle["CPU"]
+            for demand in state.pending_resource_requests
+            for _ in range(demand.count)
+        ]
+
+    async def test() -> None:
+        remote: Any = ray.remote(Waiter)
+        pool = RayPool("large", lambda index: remote.options(num_cpus=1 + 99 * index).remote(), 1)
+        try:
+            assert (await pool.call("wait", 0.0, 1))[0] == 1
+            pool.grow()
+            deadline = time.monotonic() + 20
+            while 100.0 not in asked() and time.monotonic() < deadline:
+                await asyncio.sleep(0.2)
+            assert asked() == [100.0]
+            assert (pool.size, pool.pending) == (1, 1)
+            assert (await pool.call("wait", 0.0, 2))[0] == 2, "the pool works meanwhile"
+        finally:
+            pool.close()
+
+    asyncio.run(test())
+
+
 def test_what_a_worker_prints_is_rotated(spawn: Spawn) -> None:
     """20 times the limit of one file is printed; the file and three old ones are left."""
     import ray

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,13 @@ from PIL import Image
 
 from cluster.artifacts import KeptGroup, groups_to_keep, load_groups
 from cluster.config import RunConfig
+from cluster.report.data import load_run
+from cluster.report.figures import clock_plots
 from cluster.runs import in_this_process, run_training
 from cluster.storage import RunFolder
 from cluster.video import decode_mp4
 from rewards.config import ArtifactsConfig
+from tests.cluster.made_run import make_run
 
 
 def test_first_middle_and_last_step_keep_groups() -> None:
@@ -25,6 +29,23 @@ def test_first_middle_and_last_step_keep_groups() -> None:
     often = ArtifactsConfig(keep=1, every=3)
     assert [step for step in range(9) if groups_to_keep(often, step, 9)] == [0, 3, 4, 6, 8]
     assert not any(groups_to_keep(ArtifactsConfig(keep=0, every=1), step, 9) for step in range(9))
+
+
+def test_pools_that_came_and_went_are_shown_with_their_workers(
+    smallest: Callable[..., RunConfig],
+) -> None:
+    run = load_run(make_run(smallest(), steps=4, groups=0, evals=()).url)
+    assert "pools" not in [plot.name for plot in clock_plots(run)]
+    sizes = {"reconstruction": (1, 2, 3, 1), "rollout": (2, 2, 2, 2)}
+    steps = tuple(
+        {**row, "stages": {name: {**row["stages"][name], "workers": size[i]}
+                           for name, size in sizes.items()}}
+        for i, row in enumerate(run.steps)
+    )  # fmt: skip
+    (plot,) = [p for p in clock_plots(replace(run, steps=steps)) if p.name == "pools"]
+    (trace,) = plot.figure.data
+    assert trace.name == "reconstruction"
+    assert list(trace.y) == [1, 2, 3, 1]
 
 
 def train(config: RunConfig) -> str:
