@@ -47,8 +47,20 @@ class PolicyConfig(BaseModel):
     text_encoder: Literal["offload", "device", "cpu"] = "offload"
     """Where the text encoder (11 GB for Wan2.1) lives: `offload` keeps it in CPU memory and moves
     it to the device for prompts that are not cached, `cpu` encodes there, `device` stays."""
+    cached_prompts: int = Field(default=256, ge=2, le=1_000_000)
+    """Text embeddings that stay on the device; 60 tokens of Wan2.1's encoder are half a megabyte.
+    More than the prompts of a run, and none is encoded twice."""
     compile: bool = False
     """Regional torch.compile of the repeated transformer blocks."""
+    batched_guidance: bool = True
+    """Both branches of the guidance in one forward pass; false: one after the other, which halves
+    the activations of a rollout's forward pass."""
+    vae_tiling: bool = False
+    """Decode tiles of 256 x 256 pixels that overlap by 64, and blend them: a sixth of the memory
+    at 480 x 832, and 1.7 times the operations."""
+    vae_channels_last: bool = False
+    """Keep the VAE's decoder in PyTorch's channels-last layout, which cuDNN's convolutions may run
+    faster."""
     lora: LoraConfig = LoraConfig()
     """The trained adapter."""
 

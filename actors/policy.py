@@ -19,8 +19,6 @@ from actors.config import PolicyConfig
 from actors.trajectory import LoraWeights, weights_checksum
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-_CACHED_PROMPTS = 256
-"""Embeddings that stay on the device; 60 tokens of the real encoder are half a megabyte."""
 
 
 def velocity(
@@ -30,12 +28,14 @@ def velocity(
     cond: Tensor,
     uncond: Tensor | None,
     guidance_scale: float,
+    batched: bool = True,
 ) -> Tensor:
     """The policy's velocity, float32 [B, C, F', h, w], of float32 `latents` of the same shape.
 
     `sigma` is a number, a scalar tensor or one value per clip [B]; `cond` and `uncond` are text
-    embeddings [B or 1, L, D]. With guidance g > 1 both branches share one forward pass of 2 B and
-    v = v_uncond + g·(v_cond - v_uncond) in float32; at g = 1 `uncond` is not used.
+    embeddings [B or 1, L, D]. With guidance g > 1 both branches share one forward pass of 2 B, or
+    take one each where not `batched`, and v = v_uncond + g·(v_cond - v_uncond) in float32; at g = 1
+    `uncond` is not used.
     `transformer` may be wrapped (FSDP2): only its forward pass and dtype are used.
     """
     if latents.dtype != torch.float32:
@@ -47,6 +47,10 @@ def velocity(
         return wan.raw_velocity(transformer, latents, sigmas, text)
     if uncond is None:
         raise ValueError(f"uncond is None; guidance_scale = {guidance_scale} needs an embedding")
+    if not batched:
+        without = wan.raw_velocity(transformer, latents, sigmas, uncond.expand(batch, -1, -1))
+        with_text = wan.raw_velocity(transformer, latents, sigmas, text)
+        return without + guidance_scale * (with_text - without)
     both = wan.raw_velocity(
         transformer,
         latents.repeat(2, 1, 1, 1, 1),
@@ -114,6 +118,7 @@ class Policy:
         if with_decoder:
             vae = wan.load_vae(config.model).eval().requires_grad_(False)
             nn.Module.to(vae, device)
+            wan.use_decoder(vae, config.vae_tiling, config.vae_channels_last)
         if with_text_encoder:
             tokenizer, encoder = wan.load_text_encoder(config.model, dtype)
             home = device if config.text_encoder == "device" else torch.device("cpu")
@@ -138,7 +143,7 @@ class Policy:
             self._embeddings.move_to_end(text)
             tokens = self._embeddings[text]
             rows.append(nn.functional.pad(tokens, (0, 0, 0, length - len(tokens))))
-        while len(self._embeddings) > _CACHED_PROMPTS:
+        while len(self._embeddings) > self.config.cached_prompts:
             self._embeddings.popitem(last=False)
         return torch.stack(rows)
 
@@ -170,8 +175,8 @@ class Policy:
         self, latents: Tensor, sigma: float | Tensor, cond: Tensor, uncond: Tensor | None
     ) -> Tensor:
         """`velocity` of this policy's own network at the configured guidance."""
-        scale = self.config.guidance_scale
-        return velocity(self.transformer, latents, sigma, cond, uncond, scale)
+        scale, batched = self.config.guidance_scale, self.config.batched_guidance
+        return velocity(self.transformer, latents, sigma, cond, uncond, scale, batched)
 
     @torch.no_grad()
     def decode(self, latents: Tensor, batch: int = 1) -> Tensor:

@@ -189,6 +189,18 @@ def raw_velocity(
     return cast(Tensor, velocity).float()
 
 
+def use_decoder(vae: AutoencoderKLWan, tiling: bool, channels_last: bool) -> None:
+    """Switch on what makes decoding smaller (`tiling`) or faster (`channels_last`)."""
+    if tiling:
+        vae.enable_tiling()
+    if channels_last:
+        for module in vae.decoder.modules():
+            if isinstance(module, nn.Conv3d):
+                module.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+            elif isinstance(module, nn.Conv2d):
+                module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
 def decode_clips(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
     """Pixels in [0, 1], float32 [B, 3, F, H, W], of clips' latents [B, 16, F', h, w]."""
     shape = (1, -1, 1, 1, 1)

@@ -26,6 +26,11 @@ TEXT_ENCODER_PARAMETERS = 5_680_910_336
 VAE_PARAMETERS = 126_892_531
 DECODER_CHANNELS = 96
 """Channels of the VAE's decoder at full resolution."""
+VAE_TILE, VAE_TILE_STRIDE = 256, 192
+"""Pixels of a tile's side where the VAE decodes in tiles, and between their starts."""
+_FIRST_FRAME_FLOPS, _FRAME_FLOPS = 687_882_752, 2_161_889_792
+"""Operations of the decoder's convolutions for one cell of the first and of a later latent frame,
+counted on the meta device."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +186,26 @@ def learner_flops(shape: WanShape, tokens: int, text_tokens: int) -> int:
     """
     linear, attention = shape.forward_flops(tokens, text_tokens)
     return 3 * linear + 4 * attention
+
+
+def rollout_passes(group_size: int, steps: int, start: float, shared_prefix: bool) -> float:
+    """Forward passes, in clips, of a group whose window starts at `start`: a shared prefix is
+    computed once, everything else once for each member."""
+    return (start if shared_prefix else group_size * start) + group_size * (steps - start)
+
+
+def decoder_flops(frames: int, height: int, width: int, tiled: bool = False) -> int:
+    """Operations of the VAE's decoder for one clip, whole or in tiles: convolutions in proportion
+    to latent cells, the first latent frame (which is one video frame) less than the others (four),
+    and the attention of its middle block in each latent frame, 4 n² of `4 x DECODER_CHANNELS`."""
+    if tiled and max(height, width) > VAE_TILE:
+        rows_of = [min(VAE_TILE, height - y) for y in range(0, height, VAE_TILE_STRIDE)]
+        columns_of = [min(VAE_TILE, width - x) for x in range(0, width, VAE_TILE_STRIDE)]
+        return sum(decoder_flops(frames, y, x) for y in rows_of for x in columns_of)
+    _, latent_frames, rows, columns = latent_shape(frames, height, width)
+    n = rows * columns
+    convolutions = _FIRST_FRAME_FLOPS + (latent_frames - 1) * _FRAME_FLOPS
+    return n * convolutions + latent_frames * 4 * n * n * 4 * DECODER_CHANNELS
 
 
 def decoder_bytes(frames: int, height: int, width: int) -> int:

@@ -16,6 +16,7 @@ from actors.config import PolicyConfig, RolloutConfig
 from actors.wan_shape import (
     TEXT_ENCODER_PARAMETERS,
     VAE_PARAMETERS,
+    VAE_TILE,
     WanShape,
     decoder_bytes,
     latent_shape,
@@ -58,7 +59,7 @@ class _Block:
 
 def rollout_memory(policy: PolicyConfig, rollout: RolloutConfig, shape: WanShape) -> PoolMemory:
     """A rollout worker: transformer with adapter, VAE in float32, text encoder where it stays."""
-    block = _block(policy, rollout, shape, clips=rollout.max_batch)
+    block = _block(policy, rollout, shape, rollout.max_batch, policy.batched_guidance)
     lora = 4 * shape.lora_parameters(policy.lora.rank, policy.lora.targets)
     resident = {
         "transformer": shape.weight_bytes(policy.dtype),
@@ -67,8 +68,7 @@ def rollout_memory(policy: PolicyConfig, rollout: RolloutConfig, shape: WanShape
     }
     transient = {
         "forward": _inference(block),
-        "decode": rollout.decode_batch
-        * decoder_bytes(rollout.frames, rollout.height, rollout.width),
+        "decode": rollout.decode_batch * _decode(policy, rollout),
     }
     _add_text_encoder(policy, resident, transient)
     # Latents of a group: window states and means, in float32.
@@ -82,7 +82,8 @@ def learner_memory(
 ) -> PoolMemory:
     """A learner rank: its shard of frozen weights and of the adapter with its gradient, both
     moments of AdamW and running average, what FSDP gathers, and one micro-batch."""
-    block = _block(policy, rollout, shape, clips=learner.micro_batch)
+    # Both branches of the guidance are in the graph, in one pass or in two.
+    block = _block(policy, rollout, shape, learner.micro_batch, batched=True)
     weights = shape.weight_bytes(policy.dtype)
     lora = 4 * shape.lora_parameters(policy.lora.rank, policy.lora.targets)
     ranks = learner.ranks
@@ -105,8 +106,10 @@ def learner_memory(
     return PoolMemory(resident, transient)
 
 
-def _block(policy: PolicyConfig, rollout: RolloutConfig, shape: WanShape, clips: int) -> _Block:
-    passes = clips * (1 if policy.guidance_scale == 1.0 else 2)
+def _block(
+    policy: PolicyConfig, rollout: RolloutConfig, shape: WanShape, clips: int, batched: bool
+) -> _Block:
+    passes = clips * (2 if policy.guidance_scale != 1.0 and batched else 1)
     size = 2 if policy.dtype == "bfloat16" else 4
     tokens = shape.tokens(rollout.latent_frames, rollout.height, rollout.width)
     rotary = 2 * 4 * tokens * shape.head_dim
@@ -145,6 +148,16 @@ def _training(block: _Block, policy: PolicyConfig, shape: WanShape, checkpointin
     if checkpointing:
         return shape.layers * block.a + saved + working + block.small
     return shape.layers * saved + working + block.small
+
+
+def _decode(policy: PolicyConfig, rollout: RolloutConfig) -> int:
+    """A clip, or with tiling one tile of it and the finished rows of tiles: twice the video."""
+    whole = decoder_bytes(rollout.frames, rollout.height, rollout.width)
+    if not policy.vae_tiling:
+        return whole
+    height, width = min(rollout.height, VAE_TILE), min(rollout.width, VAE_TILE)
+    videos = 2 * 3 * 4 * rollout.frames * rollout.height * rollout.width
+    return min(whole, decoder_bytes(rollout.frames, height, width) + videos)
 
 
 def _add_text_encoder(

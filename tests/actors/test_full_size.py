@@ -27,6 +27,7 @@ from actors.wan_shape import (
     WAN21_1_3B,
     WAN21_14B,
     WanShape,
+    decoder_flops,
     learner_flops,
     read_shape,
 )
@@ -96,6 +97,22 @@ def test_forward_flops_are_what_torch_counts(size: str) -> None:
         assert linear == pytest.approx(82.2e12, rel=0.01)
         assert attention == pytest.approx(200.9e12, rel=0.01)
         assert learner_flops(shape, TOKENS, 512) == pytest.approx(1.05e15, rel=0.01)
+
+
+def test_decoder_flops_are_what_torch_counts() -> None:
+    with torch.device("meta"):
+        vae = AutoencoderKLWan().eval()
+    for frames, height, width in ((1, 64, 64), (9, 64, 96), (13, 96, 64)):
+        latents = torch.empty(1, 16, (frames - 1) // 4 + 1, height // 8, width // 8, device="meta")
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            vae.decode(latents, return_dict=False)
+        assert counter.get_total_flops() == decoder_flops(frames, height, width)
+    vae.enable_tiling()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        vae.decode(torch.empty(1, 16, 1, 40, 60, device="meta"), return_dict=False)
+    assert counter.get_total_flops() == decoder_flops(1, 320, 480, tiled=True)
+    # 6,240 cells x (0.688 + 20 x 2.162) GFLOP, and 1.3 TFLOP of attention.
+    assert decoder_flops(81, 480, 832) == pytest.approx(275.4e12, rel=2e-3)
 
 
 def test_latents_and_tokens_of_a_clip() -> None:
