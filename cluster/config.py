@@ -24,6 +24,7 @@ from rewards.config import RewardConfig
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PRESETS = Path(__file__).resolve().parent / "presets"
+OVERRIDES = PRESETS / "overrides"
 
 LOOPBACK = "127.0.0.2" if sys.platform == "linux" else "127.0.0.1"
 """Where a Ray of this machine listens: Ray replaces 127.0.0.1 by the machine's outward address,
@@ -158,9 +159,22 @@ class PlacementConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     strategy: Literal["pools", "none"] = "pools"
-    """pools: a placement group per pool (learner packed, others spread); none: Ray decides."""
+    """pools: the layout of `worldr1 plan` (learner packed, others spread), reserved as a whole
+    before any worker starts; none: Ray decides."""
     timeout_s: float = Field(default=300.0, gt=0, le=86400, allow_inf_nan=False)
-    """How long to wait for the cluster to hold the pools before giving up."""
+    """How long to wait for the reservation, and with `autoscaler` for nodes, before giving up."""
+    autoscaler: bool = False
+    """Ask the cluster's autoscaler for the nodes that are missing and wait for them, instead of
+    refusing to start."""
+    check_nodes: bool = True
+    """Look at every node as `worldr1 doctor` does before any worker starts, and refuse to start
+    where a check fails."""
+    learner_gpu: str = Field(default="", max_length=64, pattern=r"^[A-Za-z0-9._-]*$")
+    """Type of GPU of the learner ranks as Ray names it, e.g. `H200`; empty: any one type."""
+    rollout_gpu: str = Field(default="", max_length=64, pattern=r"^[A-Za-z0-9._-]*$")
+    """Type of GPU of the rollout workers; empty: any."""
+    reward_gpu: str = Field(default="", max_length=64, pattern=r"^[A-Za-z0-9._-]*$")
+    """Type of GPU of the reward workers; empty: any."""
 
 
 class RunConfig(BaseModel):
@@ -231,14 +245,19 @@ def preset_names() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in PRESETS.glob("*.toml")))
 
 
+def override_names() -> tuple[str, ...]:
+    """Named override files that `--config` takes besides paths of TOML files."""
+    return tuple(sorted(path.stem for path in OVERRIDES.glob("*.toml")))
+
+
 def load(preset: str, overrides: Sequence[str] = (), files: Sequence[str] = ()) -> RunConfig:
-    """Resolve a preset name or TOML path, then override files, then `key=value`.
+    """Resolve a preset name or TOML path, then named or own override files, then `key=value`.
 
     Raises ConfigError with one sentence that names the field, the value and what is allowed.
     """
-    tree = _read_toml(_preset_path(preset))
+    tree = _read_toml(_toml_path("preset", preset, PRESETS, preset_names()))
     for file in files:
-        _merge(tree, _read_toml(Path(file)))
+        _merge(tree, _read_toml(_toml_path("--config", file, OVERRIDES, override_names())))
     return _overridden(tree, overrides)
 
 
@@ -325,16 +344,16 @@ def resolve_model(model: str) -> str:
     )
 
 
-def _preset_path(preset: str) -> Path:
-    if preset.endswith(".toml"):
-        return Path(preset)
-    path = PRESETS / f"{preset}.toml"
-    if preset not in preset_names():
+def _toml_path(what: str, name: str, folder: Path, known: Sequence[str]) -> Path:
+    """The file of a shipped name, or a path that ends in .toml."""
+    if name.endswith(".toml"):
+        return Path(name)
+    if name not in known:
         raise ConfigError(
-            f"preset = {preset!r} is unknown; allowed are {', '.join(preset_names())} "
+            f"{what} = {name!r} is unknown; allowed are {', '.join(known)} "
             "or the path of a .toml file"
         )
-    return path
+    return folder / f"{name}.toml"
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

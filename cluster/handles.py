@@ -5,16 +5,15 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import platform
 import socket
+import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import ray
-from ray.util.placement_group import PlacementGroup
-from ray.util.scheduling_strategies import (
-    NodeAffinitySchedulingStrategy,
-    PlacementGroupSchedulingStrategy,
-)
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.worker import RolloutWorker
 from cluster.config import (
@@ -25,8 +24,11 @@ from cluster.config import (
     RunStopped,
     resolve_model,
 )
-from cluster.placement import PoolShape, layout, place, release
+from cluster.doctor import ClusterFacts, Finding, diagnose
+from cluster.layout import PoolShape, layout
+from cluster.placement import Placement, nodes_for, place
 from cluster.pools import Learner, Rewards, Rollouts, Workers
+from cluster.probe import NodeReport, probe
 from cluster.ray_pool import RayPool, RayRanks
 from learner.rank import LearnerRank
 from learner.schedule import guard_active
@@ -103,14 +105,14 @@ def ray_stage(config: RunConfig, stage: str) -> Iterator[Rollouts | Rewards | Le
 def _placed(config: RunConfig, shapes: Sequence[PoolShape]) -> Iterator[_Spawner]:
     config = config.model_copy(update={"rewards": located(config.rewards)})
     require_environments(config.rewards)
-    groups = place(config, shapes)
-    spawner = _Spawner(config, shapes, groups)
+    placement = place(config, shapes)
+    spawner = _Spawner(config, shapes, placement)
     try:
         yield spawner
     finally:
         for pool in spawner.pools:
             pool.close()
-        release(groups)
+        placement.release()
 
 
 class EnvironmentMissing(RunStopped):
@@ -127,28 +129,19 @@ def require_environments(rewards: RewardConfig) -> None:
         return
     look: Any = ray.remote(first_problem)
     nodes = [node for node in ray.nodes() if node["Alive"]]
-    answers = [
-        look.options(
-            num_cpus=0,
-            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False),
-        ).remote(wanted)
-        for node in nodes
-    ]
+    answers = [look.options(num_cpus=0, **_on(node)).remote(wanted) for node in nodes]
     for node, problem in zip(nodes, ray.get(answers), strict=True):
         if problem:
             raise EnvironmentMissing(f"node {node['NodeManagerAddress']}: {problem}")
 
 
 class _Spawner:
-    """Starts the pools of a run, each in its placement group and its environment."""
+    """Starts the pools of a run, each worker where the layout wants it and in its environment."""
 
     def __init__(
-        self,
-        config: RunConfig,
-        shapes: Sequence[PoolShape],
-        groups: dict[str, PlacementGroup | None],
+        self, config: RunConfig, shapes: Sequence[PoolShape], placement: Placement
     ) -> None:
-        self.config, self.groups = config, groups
+        self.config, self.placement = config, placement
         self.shapes = {shape.name: shape for shape in shapes}
         model = resolve_model(config.policy.model)
         self.policy = config.policy.model_copy(update={"model": model})
@@ -188,7 +181,7 @@ class _Spawner:
         def spawn(index: int) -> Any:
             remote: Any = ray.remote(worker)
             handle = remote.options(
-                **_options(shape, self.groups[name], index),
+                **worker_options(shape, self.placement, index),
                 max_restarts=-1,
                 max_concurrency=calls_at_once,
                 runtime_env=runtime_environment(threads, environment),
@@ -209,14 +202,14 @@ class _Spawner:
     def _ranks(self) -> list[Any]:
         """Ranks on a meeting point of their own; they never restart one by one, since a process
         group does not heal."""
-        config, shape, group = self.config, self.shapes["learner"], self.groups["learner"]
+        config, shape, placement = self.config, self.shapes["learner"], self.placement
         guard = guard_active(config.learner, config.max_staleness)
         learner = config.learner.model_copy(update={"guard": guard})
-        meeting_point = _rendezvous(shape, group)
+        meeting_point = _rendezvous(shape, placement)
         remote: Any = ray.remote(LearnerRank)
         return [
             remote.options(
-                **_options(shape, group, rank),
+                **worker_options(shape, placement, rank),
                 runtime_env=runtime_environment(config.threads),
             ).remote(
                 rank,
@@ -246,30 +239,78 @@ def runtime_environment(threads: int, environment: str = "") -> dict[str, Any]:
     return found
 
 
-def _options(shape: PoolShape, group: PlacementGroup | None, index: int) -> dict[str, Any]:
-    """Actor options: a bundle of the pool's placement group while there is one; a worker that comes
-    later takes what the cluster has, or waits and is demand that an autoscaler sees."""
-    options: dict[str, Any] = {"num_cpus": shape.cpus, "num_gpus": shape.gpus}
-    if group is not None and index < shape.workers:
-        options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(
-            placement_group=group, placement_group_bundle_index=index
-        )
-    return options
+def worker_options(shape: PoolShape, placement: Placement, index: int) -> dict[str, Any]:
+    """Actor options: the worker's place in the layout; a worker that comes later takes what the
+    cluster has, or waits and is demand that an autoscaler sees."""
+    return {
+        "num_cpus": shape.cpus,
+        "num_gpus": shape.gpus,
+        **placement.options(shape.name, index),
+    }
 
 
-def _rendezvous(shape: PoolShape, group: PlacementGroup | None) -> str:
+def _rendezvous(shape: PoolShape, placement: Placement) -> str:
     """A free TCP port on the node where rank 0 will live."""
-    strategy = (
-        {}
-        if group is None
-        else {
-            "scheduling_strategy": PlacementGroupSchedulingStrategy(
-                placement_group=group, placement_group_bundle_index=0
-            )
-        }
-    )
+    strategy = placement.options(shape.name, 0)
     address = ray.remote(_free_address).options(num_cpus=shape.cpus, **strategy).remote()
     return f"tcp://{ray.get(address)}"
+
+
+def check_cluster(config: RunConfig) -> list[Finding]:
+    """What `worldr1 doctor` finds on the connected cluster: every node looks at itself, and opens a
+    connection to one that listens."""
+    from cluster.runs import probe_request
+
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    names = {n["NodeID"]: f"{n['NodeManagerHostname']}/{n['NodeID'][:6]}" for n in nodes}
+    listener: Any = ray.remote(_Listener).options(num_cpus=0, **_on(nodes[0])).remote()
+    look: Any = ray.remote(probe)
+    clock: Any = ray.remote(_clock)
+    try:
+        request = probe_request(config, ray.get(listener.address.remote()))
+        asked = [look.options(num_cpus=0, **_on(node)).remote(request) for node in nodes]
+        reports: list[NodeReport] = []
+        clocks: list[float] = []
+        for node, answer in zip(nodes, asked, strict=True):
+            report = ray.get(answer)
+            # Asked again for the time alone: looking takes longer than a clock may be off.
+            before = time.time()
+            there = ray.get(clock.options(num_cpus=0, **_on(node)).remote())
+            clocks.append((before + time.time()) / 2)
+            reports.append(replace(report, node=names[node["NodeID"]], time=there))
+    finally:
+        ray.kill(listener)
+    free = tuple(replace(node, name=names[node.name]) for node in nodes_for(config, layout(config)))
+    facts = ClusterFacts(
+        free,
+        ray.get_runtime_context().gcs_address,
+        ray.__version__,
+        platform.python_version(),
+        tuple(clocks),
+    )
+    return diagnose(config, reports, facts)
+
+
+class _Listener:
+    """A TCP port of its node that accepts connections."""
+
+    def __init__(self) -> None:
+        host = ray.util.get_node_ip_address()
+        self._server = socket.create_server((host, 0), backlog=4096)
+
+    def address(self) -> str:
+        """host:port"""
+        host, port = self._server.getsockname()[:2]
+        return f"{host}:{port}"
+
+
+def _clock() -> float:
+    return time.time()
+
+
+def _on(node: dict[str, Any]) -> dict[str, Any]:
+    """Options of an actor or task that runs on that node."""
+    return {"scheduling_strategy": NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)}
 
 
 def _free_address() -> str:

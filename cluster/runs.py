@@ -21,6 +21,7 @@ from cluster.config import (
     to_json,
 )
 from cluster.letter import explain
+from cluster.probe import ProbeRequest
 from cluster.report.refresh import Refresher
 from cluster.storage import RunFolder, absolute_url, has_evaluation
 from cluster.trackers import require_tracker
@@ -28,7 +29,12 @@ from cluster.versions import Lineages
 from prompts.camera import require_paths
 from prompts.dataset import load_prompts
 from prompts.schema import Prompt
-from rewards.environments import EnvironmentProblem, require_backends
+from rewards.environments import (
+    EnvironmentProblem,
+    environments_of,
+    located,
+    require_backends,
+)
 
 if TYPE_CHECKING:
     from cluster.live import View
@@ -59,6 +65,13 @@ def check_before_start(config: RunConfig) -> dict[str, Sequence[Prompt]]:
         raise ConfigError(str(problem)) from None
     RunFolder(config.run).require_writable()
     return prompts
+
+
+def probe_request(config: RunConfig, meeting_point: str = "") -> ProbeRequest:
+    """What `worldr1 doctor` looks for on a node."""
+    environments = environments_of(located(config.rewards))
+    model = resolve_model(config.policy.model)
+    return ProbeRequest(model, absolute_url(config.run), environments, meeting_point)
 
 
 def run_training(
@@ -196,8 +209,12 @@ def in_this_process(config: RunConfig) -> Iterator[Workers]:
 @contextlib.contextmanager
 def on_ray(config: RunConfig) -> Iterator[Workers]:
     """Workers as actors of the cluster that RAY_ADDRESS names, or of one started here."""
-    from cluster.handles import connect, ray_workers
+    from cluster.handles import check_cluster, connect, ray_workers
 
     connect()
+    if config.placement.check_nodes:
+        from cluster.doctor import require_fit
+
+        require_fit(check_cluster(config))
     with ray_workers(config) as workers:
         yield workers

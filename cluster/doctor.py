@@ -1,0 +1,290 @@
+"""Whether a run can start on a cluster: reports of its nodes in, findings out (pure).
+
+`worldr1 doctor PRESET` prints them; a run on Ray asks for them before it takes a GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from actors.wan_shape import TEXT_ENCODER_PARAMETERS, VAE_PARAMETERS, read_shape
+from cluster.config import LOOPBACK, RunConfig, RunStopped
+from cluster.gpus import GPU_TYPES, GpuType
+from cluster.layout import Node, PlacementError, assign, describe, layout
+from cluster.probe import NodeReport
+
+GB = 1e9
+SPARE_DISK = 2 * GB
+"""Free bytes that Ray's logs and spilled objects want at the least."""
+MAX_SKEW_S = 2.0
+"""Clocks farther apart make logs and timeouts lie, and S3 refuses signatures at 15 minutes."""
+SLOW_STORE_S = 5.0
+OLDEST_DRIVER = 580
+"""First driver branch that runs CUDA 13, for which the wheels are built."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterFacts:
+    """What is known of the cluster beside its nodes' own reports."""
+
+    nodes: tuple[Node, ...]
+    """What each node has free, as Ray counts it."""
+    address: str
+    """Of the head; empty: this machine alone."""
+    ray: str
+    python: str
+    """Versions of this process."""
+    time_s: tuple[float, ...] = ()
+    """This process's clock in the middle of asking each node, in the order of the reports."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the answer."""
+
+    check: str
+    ok: bool
+    text: str
+    advice: str = ""
+
+    def line(self) -> str:
+        """As it is printed."""
+        mark = "ok  " if self.ok else "FAIL"
+        return f"{mark} {self.check:<13}{self.text}" + (
+            f"; {self.advice}" if self.advice and not self.ok else ""
+        )
+
+
+class Unfit(RunStopped):
+    """A check failed: the run must not start."""
+
+    advice = "mend what the lines above name; `worldr1 doctor PRESET` repeats the checks"
+
+
+def diagnose(
+    config: RunConfig, reports: Sequence[NodeReport], facts: ClusterFacts
+) -> list[Finding]:
+    """Every check, in the order in which people mend things."""
+    return [
+        _versions(reports, facts),
+        _token(reports, facts),
+        _clocks(reports, facts),
+        _layout(config, facts),
+        *_gpus(config, reports, facts),
+        _environments(config, reports),
+        _model(config, reports),
+        _disk(config, reports),
+        _store(config, reports),
+        _ports(config, reports),
+    ]
+
+
+def _finding(check: str, problems: Sequence[str], fine: str, advice: str) -> Finding:
+    if not problems:
+        return Finding(check, True, fine)
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    return Finding(check, False, problems[0] + more, advice)
+
+
+def _minor(version: str) -> str:
+    return ".".join(version.split(".")[:2])
+
+
+def _versions(reports: Sequence[NodeReport], facts: ClusterFacts) -> Finding:
+    problems = [
+        f"node {r.node} runs Python {r.python} and ray {r.ray}, this process {facts.python} and "
+        f"{facts.ray}"
+        for r in reports
+        if _minor(r.python) != _minor(facts.python) or r.ray != facts.ray
+    ]
+    fine = f"Python {_minor(facts.python)} and ray {facts.ray} on {len(reports)} nodes"
+    return _finding("versions", problems, fine, "use one image for head and workers")
+
+
+def _token(reports: Sequence[NodeReport], facts: ClusterFacts) -> Finding:
+    host = facts.address.removeprefix("ray://").rpartition(":")[0]
+    if not facts.address or host in (LOOPBACK, "127.0.0.1", "localhost"):
+        return Finding("token", True, "this machine's own Ray listens on loopback")
+    problems = [
+        f"node {r.node} has RAY_AUTH_MODE = {r.auth_mode or 'unset'}"
+        for r in reports
+        if r.auth_mode != "token"
+    ]
+    return _finding(
+        "token",
+        problems,
+        "every node asks for the cluster's token",
+        "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN in every process that starts or joins the "
+        "cluster: whoever reaches an open one can run code on it",
+    )
+
+
+def _clocks(reports: Sequence[NodeReport], facts: ClusterFacts) -> Finding:
+    skews = [r.time - now for r, now in zip(reports, facts.time_s, strict=False)]
+    problems = [
+        f"the clock of node {r.node} is {skew:+.1f} s off"
+        for r, skew in zip(reports, skews, strict=False)
+        if abs(skew) > MAX_SKEW_S
+    ]
+    most = max((abs(skew) for skew in skews), default=0.0)
+    return _finding("clocks", problems, f"within {most:.1f} s", "start NTP on the nodes")
+
+
+def _layout(config: RunConfig, facts: ClusterFacts) -> Finding:
+    try:
+        shares = assign(layout(config), facts.nodes)
+    except PlacementError as error:
+        return Finding(
+            "layout",
+            False,
+            str(error),
+            "`worldr1 plan PRESET --gpus N` gives a split for the GPUs that are there",
+        )
+    return Finding("layout", True, "; ".join(describe(shares)))
+
+
+def gpu_type_of(name: str) -> GpuType | None:
+    """The type whose name is a part of the driver's name of the device."""
+    return next((gpu for gpu in GPU_TYPES.values() if gpu.ray_name in name), None)
+
+
+def _gpus(
+    config: RunConfig, reports: Sequence[NodeReport], facts: ClusterFacts
+) -> Iterator[Finding]:
+    wanted = sum(shape.workers * shape.gpus for shape in layout(config))
+    if not wanted:
+        yield Finding("GPUs", True, "none needed")
+        return
+    expected = {node.name: node.gpus for node in facts.nodes}
+    problems = []
+    if not any(r.gpus for r in reports):
+        problems.append(f"no node shows a GPU; {reports[0].node}: {reports[0].driver_problem}")
+    for r in reports:
+        there = expected.get(r.node, 0.0)
+        if there and r.driver_problem:
+            problems.append(f"Ray counts {there:g} GPUs on node {r.node}, but {r.driver_problem}")
+        elif there > len(r.gpus):
+            problems.append(f"Ray counts {there:g} GPUs on node {r.node}, its driver {len(r.gpus)}")
+    shown = sorted({name for r in reports for name, _ in r.gpus})
+    yield _finding(
+        "GPUs", problems, f"{', '.join(shown)}", "reinstall the driver, or restart the node's Ray"
+    )
+    old = [
+        f"node {r.node} has driver {r.driver}"
+        for r in reports
+        if r.driver and int(r.driver.split(".")[0]) < OLDEST_DRIVER
+    ]
+    newest = ", ".join(sorted({r.driver for r in reports if r.driver}))
+    yield _finding(
+        "driver", old, newest, f"CUDA 13 needs {OLDEST_DRIVER} or newer: update the driver"
+    )
+    yield _memory(config, reports)
+
+
+def _memory(config: RunConfig, reports: Sequence[NodeReport]) -> Finding:
+    """Whether a worker of each pool fits the smallest GPU that there is."""
+    from cluster.costs import model_shape
+    from cluster.plan import pool_fits
+
+    sizes = [(memory, name) for r in reports for name, memory in r.gpus]
+    if not sizes:
+        return Finding("memory", True, "no GPU to compare with")
+    memory, name = min(sizes)
+    known = gpu_type_of(name)
+    gpu = GpuType(name, name, memory, known.bf16 if known else 1.0)
+    problems = [
+        f"a {fit.pool} worker needs {fit.needed / GB:.1f} GB, a {name} gives it "
+        f"{fit.available / GB:.1f} GB"
+        for fit in pool_fits(config, gpu, model_shape(config))
+        if not fit.fits
+    ]
+    return _finding(
+        "memory", problems, f"every pool fits a {name}", "`worldr1 plan` says what to change"
+    )
+
+
+def _environments(config: RunConfig, reports: Sequence[NodeReport]) -> Finding:
+    problems = [
+        f"node {r.node}, {family}: {problem}"
+        for r in reports
+        for family, problem in r.environment_problems.items()
+    ]
+    return _finding(
+        "environments", problems, "every reward pool's Python is there", "`worldr1 envs build NAME`"
+    )
+
+
+def _model(config: RunConfig, reports: Sequence[NodeReport]) -> Finding:
+    problems = [f"node {r.node}: {r.model_problem}" for r in reports if r.model_problem]
+    return _finding(
+        "model",
+        problems,
+        f"{config.policy.model} can be read on every node",
+        "put the weights on a volume that all nodes mount, or set HF_HOME to a shared cache",
+    )
+
+
+def needed_disk(config: RunConfig) -> float:
+    """Bytes that downloads of the policy take, and what Ray wants."""
+    if "/" not in config.policy.model or config.policy.model.startswith(("/", ".", "toyworld")):
+        return SPARE_DISK
+    try:
+        weights = 4 * read_shape(config.policy.model).parameters
+    except ValueError:
+        return SPARE_DISK
+    return SPARE_DISK + weights + 2 * TEXT_ENCODER_PARAMETERS + 4 * VAE_PARAMETERS
+
+
+def _disk(config: RunConfig, reports: Sequence[NodeReport]) -> Finding:
+    needed = needed_disk(config)
+    problems = [
+        f"node {r.node} has {r.disk_free / GB:.1f} GB free, {needed / GB:.1f} GB are needed"
+        for r in reports
+        if r.disk_free < needed
+    ]
+    least = min((r.disk_free for r in reports), default=0)
+    return _finding("disk", problems, f"{least / GB:.0f} GB free", "free some, or move HF_HOME")
+
+
+def _store(config: RunConfig, reports: Sequence[NodeReport]) -> Finding:
+    if len(reports) > 1 and "://" not in config.run:
+        # Whether a path is shared by all nodes shows only where each sees what another wrote.
+        shared = f"run = {config.run!r} is a path: it must be a folder that all nodes share"
+    else:
+        shared = ""
+    problems = [f"node {r.node}: {r.store_problem}" for r in reports if r.store_problem]
+    problems += [
+        f"node {r.node}: a round trip of a few bytes took {r.store_s:.1f} s"
+        for r in reports
+        if r.store_s > SLOW_STORE_S
+    ]
+    slowest = max((r.store_s for r in reports), default=0.0)
+    fine = f"{config.run}: written, read and removed in {slowest:.2f} s at most"
+    return _finding(
+        "store",
+        problems,
+        f"{fine}; {shared}" if shared else fine,
+        "check the URL, the credentials in the environment of every node, and their permissions "
+        "(put, get, list, delete)",
+    )
+
+
+def _ports(config: RunConfig, reports: Sequence[NodeReport]) -> Finding:
+    problems = [f"node {r.node}: {r.port_problem}" for r in reports if r.port_problem]
+    return _finding(
+        "ports",
+        problems,
+        "every node reaches the others" if len(reports) > 1 else "one node",
+        "open TCP between the nodes (learner ranks meet on free ports, NCCL and gloo too)",
+    )
+
+
+def require_fit(findings: Sequence[Finding]) -> None:
+    """Unfit with every failed check; nothing where all are ok."""
+    failed = [finding for finding in findings if not finding.ok]
+    if failed:
+        raise Unfit(
+            f"{len(failed)} of {len(findings)} checks of the cluster failed:\n"
+            + "\n".join(finding.line() for finding in failed)
+        )

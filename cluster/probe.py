@@ -1,0 +1,191 @@
+"""What a node is: looked at by a function that runs there, on any Python with fsspec.
+
+Producer of `NodeReport`: every node of the cluster (`cluster.handles`), or this machine. Consumer:
+`cluster.doctor.diagnose`. Nothing here judges; what could not be learnt says why.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rewards.environments import Family, first_problem
+
+TIMEOUT_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeRequest:
+    """What to look for."""
+
+    model: str
+    """Directory or hub id of the policy."""
+    run: str
+    """URL of the run, for a round trip to its store; empty: none."""
+    environments: Mapping[Family, str] = field(default_factory=dict)
+    """Folder of the Python environment by reward family."""
+    meeting_point: str = ""
+    """host:port that the node must be able to reach; empty: none."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeReport:
+    """What was found on one node."""
+
+    node: str
+    """Its address, as people know it."""
+    python: str
+    ray: str
+    time: float
+    """Unix time when the report was made."""
+    gpus: tuple[tuple[str, int], ...] = ()
+    """Name and bytes of memory of each GPU that the driver shows."""
+    driver: str = ""
+    """Version of the NVIDIA driver, or empty."""
+    driver_problem: str = ""
+    model_problem: str = ""
+    disk_free: int = 0
+    """Bytes free where temporary files and downloads go."""
+    store_problem: str = ""
+    store_s: float = 0.0
+    """Seconds of a write, read and removal in the run's folder."""
+    environment_problems: Mapping[str, str] = field(default_factory=dict)
+    port_problem: str = ""
+    auth_mode: str = ""
+    """RAY_AUTH_MODE of its processes."""
+
+
+def probe(request: ProbeRequest) -> NodeReport:
+    """Look at the node that this runs on."""
+    gpus, driver, driver_problem = probe_gpus()
+    store_problem, store_s = probe_store(request.run) if request.run else ("", 0.0)
+    return NodeReport(
+        node=socket.gethostname(),
+        python=platform.python_version(),
+        ray=_version("ray"),
+        gpus=gpus,
+        driver=driver,
+        driver_problem=driver_problem,
+        model_problem=probe_model(request.model),
+        disk_free=min(shutil.disk_usage(folder).free for folder in _folders()),
+        store_problem=store_problem,
+        store_s=store_s,
+        environment_problems=probe_environments(request.environments),
+        port_problem=probe_port(request.meeting_point) if request.meeting_point else "",
+        auth_mode=os.environ.get("RAY_AUTH_MODE", ""),
+        time=time.time(),
+    )
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "none"
+
+
+def _folders() -> list[Path]:
+    """Where temporary files and downloaded weights go, or the nearest folder above that exists."""
+    found = [Path(tempfile.gettempdir())]
+    cache = Path(os.environ.get("HF_HOME", Path.home() / ".cache/huggingface"))
+    while not cache.exists():
+        cache = cache.parent
+    return [*found, cache]
+
+
+def probe_gpus() -> tuple[tuple[tuple[str, int], ...], str, str]:
+    """GPUs, driver version, and why there is none. By the driver's own program, without torch."""
+    command = [
+        "nvidia-smi",
+        "--query-gpu=name,memory.total,driver_version",
+        "--format=csv,noheader",
+    ]
+    try:
+        answer = subprocess.run(
+            [*command[:-1], "--format=csv,noheader,nounits"],
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+            check=True,
+        ).stdout
+    except FileNotFoundError:
+        return (), "", "there is no nvidia-smi"
+    except (subprocess.SubprocessError, OSError) as error:
+        said = getattr(error, "stdout", "") or getattr(error, "stderr", "") or str(error)
+        return (), "", f"nvidia-smi failed: {' '.join(str(said).split())[:120]}"
+    rows = [line.split(", ") for line in answer.strip().splitlines()]
+    gpus = tuple((name, int(mebibytes) * 2**20) for name, mebibytes, _ in rows)
+    return gpus, rows[0][2] if rows else "", "" if rows else "the driver shows no GPU"
+
+
+def probe_model(model: str) -> str:
+    """Why the policy's weights cannot be had here; empty where they can."""
+    if os.path.isabs(model) or model.startswith("."):
+        there = (Path(model) / "transformer" / "config.json").is_file()
+        return "" if there else f"{model} is no model directory here"
+    cache = Path(os.environ.get("HF_HOME", Path.home() / ".cache/huggingface")) / "hub"
+    if any((cache / f"models--{model.replace('/', '--')}" / "snapshots").glob("*")):
+        return ""
+    if os.environ.get("HF_HUB_OFFLINE") == "1":
+        return f"{model} is not in the cache {cache}, and HF_HUB_OFFLINE = 1 forbids to fetch it"
+    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+    try:
+        with urllib.request.urlopen(f"{endpoint}/api/models/{model}", timeout=TIMEOUT_S):
+            return ""
+    except urllib.error.HTTPError as error:
+        return f"{endpoint} answers {error.code} for {model}"
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        return f"{model} is not in the cache {cache}, and {endpoint} is not reached: {reason}"
+
+
+def probe_store(run: str) -> tuple[str, float]:
+    """Write, read and remove a probe in the run's folder: what went wrong, and the seconds."""
+    from cluster.config import ConfigError
+    from cluster.storage import RunFolder
+
+    started = time.perf_counter()
+    name = f".doctor-{socket.gethostname()}-{os.getpid()}"
+    try:
+        folder = RunFolder(run)
+        folder.write_bytes(name, b"probe")
+        if folder.read_bytes(name) != b"probe":
+            return f"{run} gives back other bytes than were written", 0.0
+        folder.fs.rm(folder.path(name))
+    except ConfigError as error:
+        return str(error), 0.0
+    except Exception as error:  # every store has its own exception types
+        text = str(error).splitlines()[0] if str(error) else "no reason given"
+        return f"{type(error).__name__}: {text[:200]}", 0.0
+    return "", time.perf_counter() - started
+
+
+def probe_environments(wanted: Mapping[Family, str]) -> dict[str, str]:
+    """What is wrong with the Python environment of each reward family that has one: a worker in one
+    that cannot import Ray hangs without a word."""
+    return {
+        family: problem
+        for family, folder in wanted.items()
+        if (problem := first_problem({family: folder}))
+    }
+
+
+def probe_port(meeting_point: str) -> str:
+    """Whether a TCP connection to another node opens."""
+    host, _, port = meeting_point.rpartition(":")
+    try:
+        with socket.create_connection((host, int(port)), timeout=TIMEOUT_S):
+            return ""
+    except (OSError, ValueError) as error:
+        return f"{meeting_point} is not reached: {error}"

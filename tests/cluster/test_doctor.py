@@ -1,0 +1,200 @@
+"""Every check of the doctor failing: by reports of nodes, and by real probes of this machine."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import s3fs
+
+from cluster import cli, probe
+from cluster.config import load
+from cluster.doctor import ClusterFacts, Finding, Unfit, diagnose, needed_disk, require_fit
+from cluster.layout import Node
+from cluster.probe import NodeReport, ProbeRequest
+
+H200 = ("NVIDIA H200", 150_700_000_000)
+NODES = 6
+CONFIG = load("small", ["run=s3://bucket/run"])
+
+
+def report(index: int = 0, **changes: Any) -> NodeReport:
+    fine = NodeReport(
+        node=f"node-{index}",
+        python="3.11.9",
+        ray="2.60.0",
+        time=1000.0 + index,
+        gpus=(H200,) * 8,
+        driver="580.95.05",
+        disk_free=500_000_000_000,
+        store_s=0.2,
+        auth_mode="token",
+    )
+    return replace(fine, **changes)
+
+
+def facts(**changes: Any) -> ClusterFacts:
+    nodes = tuple(Node(f"node-{index}", 96, 8, "H200") for index in range(NODES))
+    clocks = tuple(1000.1 + index for index in range(NODES))
+    return replace(ClusterFacts(nodes, "10.0.0.1:6379", "2.60.0", "3.11.7", clocks), **changes)
+
+
+def findings(changed: NodeReport | None = None, **of_facts: Any) -> dict[str, Finding]:
+    """A fine cluster of which the last node reports otherwise."""
+    reports = [report(index) for index in range(NODES)]
+    if changed is not None:
+        reports[-1] = changed
+    return {f.check: f for f in diagnose(CONFIG, reports, facts(**of_facts))}
+
+
+def last(**changes: Any) -> NodeReport:
+    return report(NODES - 1, **changes)
+
+
+def test_a_fine_cluster_has_no_finding() -> None:
+    found = findings()
+    assert len(found) == 12
+    assert [f.line() for f in found.values() if not f.ok] == []
+    require_fit(list(found.values()))
+
+
+@pytest.mark.parametrize(
+    ("check", "changed", "words"),
+    [
+        ("versions", last(ray="2.59.0"), "node node-5 runs Python 3.11.9 and ray 2.59.0"),
+        ("versions", last(python="3.12.1"), "runs Python 3.12.1"),
+        ("token", last(auth_mode=""), "RAY_AUTH_MODE = unset"),
+        ("clocks", last(time=1035.0), "is +29.9 s off"),
+        ("GPUs", last(driver_problem="there is no nvidia-smi", gpus=()), "but there is no nvidia"),
+        ("GPUs", last(gpus=(H200,) * 7), "Ray counts 8 GPUs on node node-5, its driver 7"),
+        ("driver", last(driver="550.54.15"), "has driver 550.54.15; CUDA 13 needs 580"),
+        ("memory", last(gpus=(("Tesla T4", 15_800_000_000),) * 8), "a rollout worker needs 29.8"),
+        ("environments", last(environment_problems={"judge": "no ray"}), "judge: no ray"),
+        ("model", last(model_problem="x is no model directory here"), "no model directory"),
+        ("disk", last(disk_free=3_000_000_000), "has 3.0 GB free, 19.5 GB are needed"),
+        ("store", last(store_problem="PermissionError: Access Denied"), "Access Denied"),
+        ("store", last(store_s=8.0), "took 8.0 s"),
+        ("ports", last(port_problem="10.0.0.1:4000 is not reached: timed out"), "timed out"),
+    ],
+)
+def test_each_check_fails_on_the_node_that_is_at_fault(
+    check: str, changed: NodeReport, words: str
+) -> None:
+    found = findings(changed)
+    assert [name for name, f in found.items() if not f.ok] == [check]
+    assert words in found[check].line()
+    assert found[check].line().startswith("FAIL")
+    assert found[check].advice
+    with pytest.raises(Unfit, match=f"1 of 12 checks .*\n.*{check}"):
+        require_fit(list(found.values()))
+
+
+def test_the_layout_and_no_gpu_at_all() -> None:
+    short = findings(nodes=facts().nodes[:-2])["layout"]
+    assert not short.ok
+    assert "GPUs" in short.text
+    assert "worldr1 plan" in short.advice
+    bare = [replace(report(i), gpus=(), driver_problem="there is no nvidia-smi") for i in (0, 1)]
+    found = {f.check: f for f in diagnose(CONFIG, bare, facts(nodes=()))}
+    assert "no node shows a GPU; node-0: there is no nvidia-smi" in found["GPUs"].text
+
+
+def test_loopback_needs_no_token_and_a_path_is_named_on_several_nodes() -> None:
+    open_ = findings(last(auth_mode=""), address="127.0.0.2:6379")["token"]
+    assert open_.ok
+    config = load("small", ["run=/data/run"])
+    found = diagnose(config, [report(i) for i in range(NODES)], facts())
+    assert any("it must be a folder that all nodes share" in f.text for f in found)
+
+
+def test_downloads_are_counted() -> None:
+    # 1.42 G parameters in float32 as they are stored, the text encoder in bfloat16, the VAE.
+    assert needed_disk(CONFIG) == pytest.approx(2e9 + 5.68e9 + 11.36e9 + 0.51e9, rel=1e-2)
+    assert needed_disk(load("toy")) == 2e9
+
+
+def test_gpus_are_read_from_the_drivers_program(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "nvidia-smi"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert probe.probe_gpus() == ((), "", "there is no nvidia-smi")
+    script = f"#!{sys.executable}\nprint('NVIDIA H200, 143771, 580.95.05')"
+    program.write_text(script)
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    assert probe.probe_gpus() == ((("NVIDIA H200", 143771 * 2**20),), "580.95.05", "")
+    program.write_text(f"#!{sys.executable}\nraise SystemExit('driver/library mismatch')")
+    assert probe.probe_gpus()[2].startswith("nvidia-smi failed:")
+
+
+def test_models_here_in_the_cache_and_nowhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert probe.probe_model(str(Path("toyworld/model").absolute())) == ""
+    assert "no model directory" in probe.probe_model(str(tmp_path))
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert "forbids to fetch it" in probe.probe_model("owner/name")
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    assert "is not reached" in probe.probe_model("owner/name")
+    (tmp_path / "hub/models--owner--name/snapshots/abc").mkdir(parents=True)
+    assert probe.probe_model("owner/name") == ""
+
+
+def test_stores(tmp_path: Path, s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    problem, seconds = probe.probe_store(f"{s3_bucket}/run")
+    assert problem == ""
+    assert 0 < seconds < 5
+    assert probe.probe_store(str(tmp_path / "run"))[0] == ""
+    assert list((tmp_path / "run").iterdir()) == []
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    s3fs.S3FileSystem.clear_instance_cache()
+    assert "NoCredentialsError" in probe.probe_store(f"{s3_bucket}/other")[0]
+    (tmp_path / "file").write_text("")
+    assert probe.probe_store(str(tmp_path / "file/run"))[0]
+    assert "ftpx" in probe.probe_store("ftpx://host/run")[0]
+
+
+def test_environments(tmp_path: Path) -> None:
+    found = probe.probe_environments({"judge": str(tmp_path / "none"), "aesthetic": str(tmp_path)})
+    assert set(found) == {"judge", "aesthetic"}
+    assert "worldr1 envs build judge" in found["judge"]
+
+
+def test_ports() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        assert probe.probe_port(f"127.0.0.1:{server.getsockname()[1]}") == ""
+    assert "is not reached" in probe.probe_port("127.0.0.1:9")
+
+
+def test_a_whole_report_of_this_machine(tmp_path: Path) -> None:
+    model = str(Path("toyworld/model").absolute())
+    found = probe.probe(ProbeRequest(model, str(tmp_path / "run")))
+    assert found.node == socket.gethostname()
+    assert found.disk_free > 0
+    assert (found.model_problem, found.store_problem, found.port_problem) == ("", "", "")
+
+
+def test_the_command_says_ok_or_what_to_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    assert cli.main(["doctor", "toy", "--run", str(tmp_path / "run")]) == 0
+    assert capsys.readouterr().out.endswith("ready to start\n")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    assert cli.main(["doctor", "small", "--run", str(tmp_path / "run")]) == 1
+    out = capsys.readouterr().out
+    assert "FAIL model" in out
+    assert "FAIL GPUs" in out
+    assert out.splitlines()[-1].endswith("checks failed")

@@ -1,0 +1,156 @@
+"""Layouts reserved on real raylets with logical GPUs, and filled by actors that import ray only.
+
+Not covered: real GPUs, and real networks between nodes: all raylets are on this machine.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from cluster.config import RunConfig, load
+from cluster.layout import Node, PlacementError, assign, layout
+
+pytestmark = pytest.mark.cluster
+NODE_CPUS = 96
+
+
+@contextmanager
+def fleet(kinds: list[str], gpus: int = 8) -> Iterator[Any]:
+    """A head without resources and a raylet per entry with so many logical GPUs of that type."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(
+        initialize_head=True,
+        head_node_args={
+            "num_cpus": 0,
+            "num_gpus": 0,
+            "include_dashboard": False,
+            "object_store_memory": 80 * 2**20,
+        },
+    )
+    try:
+        for kind in kinds:
+            add_node(cluster, kind, gpus)
+        ray.init(address=cluster.address, log_to_driver=False, logging_level="warning")
+        yield cluster
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+def add_node(cluster: Any, kind: str, gpus: int) -> None:
+    cluster.add_node(
+        num_cpus=NODE_CPUS,
+        num_gpus=gpus,
+        labels={"ray.io/accelerator-type": kind},
+        object_store_memory=80 * 2**20,
+        wait=True,
+    )
+
+
+class Occupant:
+    """Holds a worker's place."""
+
+    def where(self) -> tuple[str, tuple[str, ...]]:
+        """Node and GPUs that Ray gave this worker."""
+        import ray
+
+        context = ray.get_runtime_context()
+        return context.get_node_id(), tuple(context.get_accelerator_ids()["GPU"])
+
+
+def fill(config: RunConfig) -> tuple[Any, dict[str, Counter[str]], dict[tuple[str, str], float]]:
+    """Reserve a run's layout and spawn an occupant per worker: workers per node by pool, and load
+    of every GPU by (node, GPU)."""
+    import ray
+
+    from cluster.handles import worker_options
+    from cluster.placement import place
+
+    placement = place(config, layout(config))
+    remote: Any = ray.remote(Occupant)
+    actors = [
+        (shape, remote.options(**worker_options(shape, placement, index)).remote())
+        for shape in layout(config)
+        for index in range(shape.workers)
+    ]
+    places: dict[str, Counter[str]] = {}
+    load_of: dict[tuple[str, str], float] = {}
+    found = ray.get([actor.where.remote() for _, actor in actors])
+    for (shape, _), (node, gpus) in zip(actors, found, strict=True):
+        places.setdefault(shape.name, Counter())[node] += 1
+        for gpu in gpus:
+            load_of[node, gpu] = load_of.get((node, gpu), 0.0) + min(shape.gpus, 1.0)
+    for _, actor in actors:
+        ray.kill(actor)
+    return placement, places, load_of
+
+
+def check_against_layout(config: RunConfig, gpus: int) -> None:
+    """Every share on a node of its own with exactly its workers, every GPU taken once."""
+    placement, places, load_of = fill(config)
+    nodes = placement.nodes()
+    assert len(set(nodes)) == len(placement.shares)
+    for share, node in zip(placement.shares, nodes, strict=True):
+        there = {pool: counter[node] for pool, counter in places.items() if counter[node]}
+        assert there == dict(share.workers)
+    assert len(load_of) == gpus
+    assert max(load_of.values()) <= 1.0 + 1e-6
+    placement.release()
+
+
+def whole(*overrides: str) -> RunConfig:
+    """The toy preset with a GPU for every worker, but for what is overridden."""
+    pools = ("reconstruction", "judge", "aesthetic")
+    return load(
+        "toy",
+        [
+            "rollout.gpus_per_worker=1",
+            "learner.gpus_per_rank=1",
+            *(f"rewards.{pool}.gpus=1" for pool in pools),
+            "placement.timeout_s=60",
+            *overrides,
+        ],
+    )
+
+
+@pytest.mark.parametrize(
+    ("preset", "nodes"),
+    [
+        pytest.param("small", 6, id="48"),
+        pytest.param("large", 12, id="96", marks=pytest.mark.hand),
+    ],
+)
+def test_every_worker_of_a_preset_is_where_the_layout_wants_it(preset: str, nodes: int) -> None:
+    config = load(preset, ["placement.timeout_s=60"])
+    with fleet(["H200"] * nodes):
+        check_against_layout(config, gpus=8 * nodes)
+    with pytest.raises(PlacementError, match="GPUs"):
+        assign(layout(config), [Node(str(i), NODE_CPUS, 8, "H200") for i in range(nodes - 1)])
+
+
+def test_mixed_types_fractions_and_a_node_that_comes_later() -> None:
+    with fleet(["H100", "H100", "A100"], gpus=4) as cluster:
+        config = whole(
+            "rollout.workers=4",
+            "learner.ranks=4",
+            "placement.learner_gpu=H100",
+            "placement.rollout_gpu=H100",
+            "placement.reward_gpu=A100",
+            "rewards.reconstruction.max_workers=2",
+            "rewards.reconstruction.min_workers=2",
+            "rewards.judge.gpus=0.5",
+            "rewards.aesthetic.gpus=0.5",
+        )
+        check_against_layout(config, gpus=11)
+        larger = whole("rollout.workers=8", "learner.ranks=4", "placement.timeout_s=20")
+        with pytest.raises(PlacementError, match=r"needs 16 GPUs .* the cluster has 12 free"):
+            fill(larger)
+        add_node(cluster, "H100", 4)
+        check_against_layout(larger, gpus=16)
