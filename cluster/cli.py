@@ -15,13 +15,17 @@ from cluster.config import (
     RunStopped,
     for_one_process,
     load,
+    override_names,
     preset_names,
     to_json,
 )
+from cluster.doctor_cli import add_doctor_command
 from cluster.envs_cli import add_envs_command
+from cluster.plan_cli import add_plan_command
 from cluster.prompts_cli import add_prompts_command
 from cluster.report_cli import add_report_command
 from cluster.run_cli import add_run_commands
+from cluster.submit_cli import add_submit_command
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -99,7 +103,11 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. rollout.frames=9")
     train.add_argument("--run", metavar="URL", help="directory or fsspec URL of the run")
     train.add_argument(
-        "--config", action="append", default=[], metavar="FILE", help="TOML file over the preset"
+        "--config",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help=f"TOML file over the preset: a path, or one of {', '.join(override_names())}",
     )
     train.add_argument("--local", action="store_true", help="one process, without Ray")
     train.add_argument("--print-config", action="store_true", help="show the resolved keys only")
@@ -115,6 +123,9 @@ def _parser() -> argparse.ArgumentParser:
     add_run_commands(commands)
     add_prompts_command(commands)
     add_report_command(commands)
+    add_plan_command(commands)
+    add_doctor_command(commands)
+    add_submit_command(commands)
     return parser
 
 

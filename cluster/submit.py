@@ -1,0 +1,108 @@
+"""`worldr1 submit`: a job file to the Jobs API of any Ray cluster, followed to its end.
+
+The token of the cluster comes from where Ray looks for it: RAY_AUTH_MODE=token with RAY_AUTH_TOKEN
+or RAY_AUTH_TOKEN_PATH.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+from ray.job_submission import JobStatus, JobSubmissionClient
+
+from cluster.config import ConfigError
+from cluster.job_file import JobFile
+
+POLL_S = 1.0
+LONGEST_WAIT_S = 600.0
+"""Bound of the time before a failed job is started again."""
+BAD_INPUT = 2
+"""Exit code of `worldr1` for input that no retry will mend."""
+
+
+def submit_job(
+    job: JobFile,
+    address: str,
+    follow: bool,
+    say: Callable[[str], None],
+    first_wait_s: float,
+) -> int:
+    """Submit, follow the log, start again after failures as often as the file allows; the exit code
+    of the last attempt. The first wait is `first_wait_s`, each later one twice as long. Without
+    `follow`: 0 as soon as the job is accepted."""
+    client = connect(address)
+    wait_s, code = first_wait_s, 0
+    for attempt in range(job.retries + 1):
+        submission = _submit(client, job, attempt)
+        say(f"submitted {submission} to {address}: {job.entrypoint}")
+        if not follow:
+            say(f"follow it: ray job logs --address {address} --follow {submission}")
+            return 0
+        code = follow_job(client, submission, say)
+        if code in (0, BAD_INPUT) or attempt == job.retries:
+            return code
+        say(
+            f"{submission} failed with exit code {code}; attempt {attempt + 2} of "
+            f"{job.retries + 1} resumes the run in {wait_s:.0f} s"
+        )
+        time.sleep(wait_s)
+        wait_s = min(2 * wait_s, LONGEST_WAIT_S)
+    return code
+
+
+def connect(address: str) -> JobSubmissionClient:
+    """A client of the Jobs API; ConfigError where nobody answers or the token is refused."""
+    try:
+        return JobSubmissionClient(address)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        text = " ".join(str(error).split())
+        if "401" in text or "403" in text or "uthenticat" in text:
+            advice = "its token was refused or is missing: set RAY_AUTH_MODE=token and "
+            advice += "RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
+        else:
+            advice = f"{type(error).__name__}: {text[:200]}"
+        raise ConfigError(f"--address {address!r} cannot be used: {advice}") from None
+
+
+def _submit(client: JobSubmissionClient, job: JobFile, attempt: int) -> str:
+    """A retry gets an id of its own: Ray takes each only once."""
+    suffix = f"-{attempt}" if attempt else ""
+    try:
+        return str(
+            client.submit_job(
+                entrypoint=job.entrypoint,
+                runtime_env=job.runtime_env,
+                metadata=job.metadata,
+                submission_id=f"{job.job_id}{suffix}" if job.job_id else None,
+                entrypoint_num_cpus=job.cpus,
+                entrypoint_num_gpus=job.gpus,
+                entrypoint_resources=job.resources,
+            )
+        )
+    except (RuntimeError, ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())[-300:]
+        raise ConfigError(f"the job was not accepted: {reason}") from None
+
+
+def follow_job(client: JobSubmissionClient, submission: str, say: Callable[[str], None]) -> int:
+    """Say a job's log until it ends; its exit code, 1 where it was stopped or lost."""
+    asyncio.run(_tail(client, submission, say))
+    while not client.get_job_status(submission).is_terminal():
+        time.sleep(POLL_S)
+    info = client.get_job_info(submission)
+    if info.status is JobStatus.SUCCEEDED:
+        return 0
+    say(f"{submission}: {info.status.value}. {' '.join(str(info.message or '').split())[:300]}")
+    code = info.driver_exit_code
+    return code if code else 1
+
+
+async def _tail(client: JobSubmissionClient, submission: str, say: Callable[[str], None]) -> None:
+    try:
+        async for text in client.tail_job_logs(submission):
+            say(text.removesuffix("\n"))
+    except RuntimeError as error:
+        # The stream broke, not the job: its state is asked for below.
+        say(f"(log interrupted: {' '.join(str(error).split())[:120]})")
