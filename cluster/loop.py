@@ -41,7 +41,7 @@ from cluster.elastic import Supervisor
 from cluster.evaluate import Evaluator
 from cluster.inflight import Waiting, read_in_flight
 from cluster.ledger import Ledger, SampleRow
-from cluster.metrics import MetricsLog, stage_clocks, step_row
+from cluster.metrics import MetricsLog, pool_state, stage_clocks, step_row
 from cluster.patience import missing_is_fine, patiently
 from cluster.pools import ObjectGone, Published, Workers
 from cluster.record import Recorder
@@ -173,7 +173,8 @@ class Trainer:
         state = self._advance(state, weights, report)
         await self.saver.save_if_due(state, self._waiting)
         clocks = stage_clocks(self.workers)
-        self.metrics.write(step_row(phase, batch, report, clocks, time.perf_counter() - started))
+        row = step_row(phase, batch, report, clocks, time.perf_counter() - started)
+        self.metrics.write(row | pool_state(self.workers, self.saver.durable))
         await self._keep(step, phase, batch)
         self.metrics.refresh_report()
         return state, weights

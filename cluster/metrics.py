@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from cluster.clocks import Meter, StageClock, bottleneck
 from cluster.collect import Batch
+from cluster.exports import BY_NAME, METRICS, samples
 from cluster.patience import missing_is_fine
 from cluster.pools import Workers
 from cluster.report.refresh import Refresher
@@ -41,6 +42,14 @@ def stage_meters(workers: Workers) -> dict[str, Meter]:
 def stage_clocks(workers: Workers) -> dict[str, StageClock]:
     """What every stage did since the last call."""
     return {name: meter.lap() for name, meter in stage_meters(workers).items()}
+
+
+def pool_state(workers: Workers, durable_step: int) -> dict[str, Any]:
+    """What a step's row says of the pools' sizes and of the newest durable checkpoint."""
+    sizes = {str(kind): float(pool.size) for kind, pool in workers.rewards.pools.items()}
+    sizes["rollout"] = float(workers.rollouts.pool.size)
+    sizes["learner"] = float(workers.learner.ranks.size)
+    return {"workers": sizes, "durable_step": durable_step}
 
 
 def step_row(
@@ -160,13 +169,13 @@ class MetricsLog:
         for follower in self._followers:
             with missing_is_fine("a row for the tracker", self.say):
                 follower.log(row)
+        if self._gauges:
+            self._gauges.set(row)
         if row["kind"] != "step":
             return
         self._recent_s = [*self._recent_s[-9:], row["seconds"]["step"]]
         eta_s = statistics.fmean(self._recent_s) * (self.steps - row["step"] - 1)
         self.say(step_line(row, self.steps, eta_s))
-        if self._gauges:
-            self._gauges.set(row)
 
     def refresh_report(self) -> None:
         """Write the run's page again if it is time."""
@@ -182,28 +191,28 @@ class MetricsLog:
 
 
 class StepGauges:
-    """The same figures for Prometheus, through Ray's metrics endpoint."""
+    """The same figures for Prometheus, through Ray's metrics endpoint (`cluster/exports.py`)."""
 
     def __init__(self) -> None:
         from ray.util.metrics import Gauge  # here, so that --local never imports ray
 
-        self._reward = Gauge("worldr1_reward_mean", "Mean total reward of the last step")
-        self._part = Gauge("worldr1_reward_part", "Mean of a reward part", tag_keys=("part",))
-        self._stage = Gauge("worldr1_stage_seconds", "Wall seconds of a stage", tag_keys=("stage",))
-        self._learner = Gauge("worldr1_learner", "Learner metrics", tag_keys=("name",))
-        self._step = Gauge("worldr1_step", "Optimizer steps done")
+        self._gauges = {
+            metric.name: Gauge(
+                metric.name, metric.help, tag_keys=(metric.label,) if metric.label else ()
+            )
+            for metric in METRICS
+        }
+        self._durable_step = -1
 
     def set(self, row: Mapping[str, Any]) -> None:
-        """Publish a step's row."""
-        self._step.set(row["step"] + 1)
-        self._reward.set(row["reward"]["mean"])
-        for part, value in row["parts"].items():
-            self._part.set(value["mean"], tags={"part": part})
-        for stage, seconds in row["seconds"].items():
-            self._stage.set(seconds, tags={"stage": stage})
-        for name, value in row["learner"].items():
-            if isinstance(value, int | float) and math.isfinite(value):
-                self._learner.set(value, tags={"name": name})
+        """Publish a row of a step or an examination."""
+        for name, value, label in samples(row):
+            tags = {BY_NAME[name].label: label} if BY_NAME[name].label else {}
+            self._gauges[name].set(value, tags=tags)
+        durable = row.get("durable_step", self._durable_step)
+        if durable != self._durable_step:
+            self._durable_step = durable
+            self._gauges["worldr1_checkpoint_written_timestamp_seconds"].set(time.time())
 
 
 def _spread_by_window(batch: Batch) -> dict[str, float]:

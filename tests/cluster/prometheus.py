@@ -1,0 +1,82 @@
+"""A real Prometheus on loopback that scrapes what Ray says is there, for one test."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import subprocess
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+SCRAPE_S = 1
+
+
+@contextmanager
+def prometheus(folder: Path, targets: Path) -> Iterator[str]:
+    """Its URL; `targets` is the file in which Ray lists its metrics ports."""
+    program = shutil.which("prometheus")
+    assert program is not None
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    config = {
+        "global": {"scrape_interval": f"{SCRAPE_S}s"},
+        "scrape_configs": [
+            {
+                "job_name": "ray",
+                "file_sd_configs": [{"files": [str(targets)], "refresh_interval": "1s"}],
+            }
+        ],
+    }
+    (folder / "prometheus.yml").write_text(json.dumps(config))  # JSON is YAML
+    with (folder / "prometheus.log").open("wb") as log:
+        server = subprocess.Popen(
+            [
+                program,
+                f"--config.file={folder / 'prometheus.yml'}",
+                f"--storage.tsdb.path={folder / 'data'}",
+                f"--web.listen-address=127.0.0.1:{port}",
+            ],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        deadline = time.monotonic() + 30
+        while not ready(url):
+            assert server.poll() is None, (folder / "prometheus.log").read_text()[-2000:]
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        yield url
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def ready(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url}/-/ready", timeout=2) as answer:
+            return answer.status == 200
+    except OSError:
+        return False
+
+
+def query_range(url: str, query: str, start: float, end: float) -> list[dict[str, Any]]:
+    """Series of a PromQL query over an interval, once a second."""
+    arguments = urllib.parse.urlencode({"query": query, "start": start, "end": end, "step": "1s"})
+    with urllib.request.urlopen(f"{url}/api/v1/query_range?{arguments}", timeout=10) as answer:
+        found = json.load(answer)
+    assert found["status"] == "success", found
+    return list(found["data"]["result"])
+
+
+def help_texts(url: str) -> dict[str, str]:
+    """Metric name -> help text, as scraped."""
+    with urllib.request.urlopen(f"{url}/api/v1/metadata?limit=20000", timeout=10) as answer:
+        return {name: entries[0]["help"] for name, entries in json.load(answer)["data"].items()}
