@@ -86,24 +86,25 @@ def _retries(path: str, spec: dict[str, Any]) -> int:
 
 
 def _runtime_env(path: str, spec: dict[str, Any]) -> dict[str, Any]:
-    text = _get(path, spec, "runtimeEnvYAML", str)
-    try:
-        found = yaml.safe_load(text) if text else {}
-    except (yaml.YAMLError, RecursionError) as error:
-        raise ConfigError(
-            f"job file {path!r}: spec.runtimeEnvYAML is not valid YAML: {_one_line(error)}"
-        ) from None
-    if not isinstance(found, dict):
-        raise ConfigError(f"job file {path!r}: spec.runtimeEnvYAML is no mapping")
-    return found
+    return _mapping(path, spec, "runtimeEnvYAML") or {}
 
 
 def _resources(path: str, spec: dict[str, Any]) -> dict[str, float] | None:
     """`entrypointResources` is JSON in a string, of which YAML is a superset."""
-    text = _get(path, spec, "entrypointResources", str)
-    found = yaml.safe_load(text) if text else None
+    return _mapping(path, spec, "entrypointResources")
+
+
+def _mapping(path: str, spec: dict[str, Any], key: str) -> dict[str, Any] | None:
+    """The mapping that a string holds as YAML."""
+    text = _get(path, spec, key, str)
+    try:
+        found = yaml.safe_load(text) if text else None
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ConfigError(
+            f"job file {path!r}: spec.{key} is not valid YAML: {_one_line(error)}"
+        ) from None
     if found is not None and not isinstance(found, dict):
-        raise ConfigError(f"job file {path!r}: spec.entrypointResources is no mapping")
+        raise ConfigError(f"job file {path!r}: spec.{key} is no mapping")
     return found
 
 

@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections.abc import Callable
 
+from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from cluster.config import ConfigError
@@ -56,14 +57,14 @@ def connect(address: str) -> JobSubmissionClient:
     """A client of the Jobs API; ConfigError where nobody answers or the token is refused."""
     try:
         return JobSubmissionClient(address)
+    except AuthenticationError:
+        reason = (
+            "its token was refused or is missing; set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or "
+            "RAY_AUTH_TOKEN_PATH"
+        )
     except (ConnectionError, RuntimeError, ValueError) as error:
-        text = " ".join(str(error).split())
-        if "401" in text or "403" in text or "uthenticat" in text:
-            advice = "its token was refused or is missing: set RAY_AUTH_MODE=token and "
-            advice += "RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
-        else:
-            advice = f"{type(error).__name__}: {text[:200]}"
-        raise ConfigError(f"--address {address!r} cannot be used: {advice}") from None
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    raise ConfigError(f"--address {address!r} cannot be used: {reason}")
 
 
 def _submit(client: JobSubmissionClient, job: JobFile, attempt: int) -> str:

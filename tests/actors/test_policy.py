@@ -88,6 +88,37 @@ def test_guidance_by_hand(policy: Policy) -> None:
         velocity(policy.transformer, latents.bfloat16(), 0.6, cond, uncond, 5.0)
 
 
+def test_guidance_in_two_passes_is_that_in_one(policy: Policy, policy_config: PolicyConfig) -> None:
+    latents, cond, uncond = _latents(), policy.encode(PROMPTS), policy.encode_negative()
+    config = policy_config.model_copy(update={"batched_guidance": False})
+    apart = Policy.load(config, "cpu", with_decoder=False, with_text_encoder=False)
+    apart.load_lora(policy.lora_weights())
+    together = policy.velocity(latents, 0.6, cond, uncond)
+    assert torch.allclose(apart.velocity(latents, 0.6, cond, uncond), together, atol=1e-5)
+
+
+def test_decoding_in_tiles_or_channels_last_changes_no_picture(
+    policy: Policy, policy_config: PolicyConfig
+) -> None:
+    """The tiny clip is one tile; a full-size one is cut, and its seams are blended by diffusers."""
+    keys = {"vae_tiling": True, "vae_channels_last": True}
+    other = Policy.load(policy_config.model_copy(update=keys), "cpu", with_text_encoder=False)
+    assert other._vae is not None
+    assert other._vae.use_tiling
+    convolutions = [m for m in other._vae.decoder.modules() if isinstance(m, torch.nn.Conv3d)]
+    assert all(m.weight.is_contiguous(memory_format=torch.channels_last_3d) for m in convolutions)
+    difference = other.decode(_latents()).int() - policy.decode(_latents()).int()
+    assert int(difference.abs().max()) <= 1
+
+
+def test_the_cache_of_embeddings_is_bounded(policy_config: PolicyConfig) -> None:
+    config = policy_config.model_copy(update={"cached_prompts": 2})
+    policy = Policy.load(config, "cpu", with_decoder=False)
+    for text in ("a", "b", "c"):
+        policy.encode([text])
+    assert list(policy._embeddings) == ["b", "c"]
+
+
 def test_sigmas_per_sample_equal_one_at_a_time(policy: Policy) -> None:
     latents, cond, uncond = _latents(), policy.encode(PROMPTS), policy.encode_negative()
     both = policy.velocity(latents, torch.tensor([0.9, 0.4]), cond, uncond)
