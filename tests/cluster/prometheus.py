@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from cluster.dashboard import BOARD, promql
+
 SCRAPE_S = 1
 
 
@@ -80,3 +82,38 @@ def help_texts(url: str) -> dict[str, str]:
     """Metric name -> help text, as scraped."""
     with urllib.request.urlopen(f"{url}/api/v1/metadata?limit=20000", timeout=10) as answer:
         return {name: entries[0]["help"] for name, entries in json.load(answer)["data"].items()}
+
+
+def draw_board(url: str, start: float, end: float, file: Path) -> None:
+    """A picture of every panel of the board that has data, from the same queries."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    panels = [panel for _, row in BOARD for panel in row]
+    answers = {}
+    for panel in panels:
+        found = []
+        for template, legend in panel.queries:
+            query = promql(template).replace("$session", ".*")
+            for series in query_range(url, query, start, end):
+                name = legend
+                for label, value in series["metric"].items():
+                    name = name.replace(f"{{{{{label}}}}}", value)
+                found.append((name, [(t - start, float(v)) for t, v in series["values"]]))
+        if found:
+            answers[panel.title] = found
+    figure, axes = plt.subplots(-(-len(answers) // 4), 4, figsize=(17, 12), squeeze=False)
+    for axis in axes.flat[len(answers) :]:
+        axis.axis("off")
+    for axis, (title, series) in zip(axes.flat, answers.items(), strict=False):
+        for name, values in series:
+            axis.plot(*zip(*values, strict=True), label=name, linewidth=1.2)
+        axis.set_title(title, fontsize=9)
+        axis.tick_params(labelsize=7)
+        axis.legend(fontsize=6, ncols=2, frameon=False)
+    figure.supxlabel("seconds since the job was submitted", fontsize=9)
+    figure.tight_layout()
+    figure.savefig(file, dpi=80)
+    plt.close(figure)

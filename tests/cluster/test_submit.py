@@ -1,5 +1,7 @@
 """A RayJob manifest submitted to a local head with token authentication, watched by Prometheus.
 
+BOARD_PICTURE=FILE BOARD_STEPS=N draws the board's queries as in docs/cluster.md.
+
 One job: the shipped manifest with another command, `small-8gpu` on the toy model, two real steps.
 The worker split, submission, retries and every query of the board are the real ones.
 """
@@ -23,7 +25,7 @@ from cluster.config import REPOSITORY, load
 from cluster.dashboard import queries
 from cluster.demo import ray_head
 from cluster.exports import METRICS, PREFIX
-from tests.cluster.prometheus import help_texts, prometheus, query_range
+from tests.cluster.prometheus import draw_board, help_texts, prometheus, query_range
 
 pytestmark = pytest.mark.cluster
 Head = tuple[str, dict[str, str]]
@@ -69,18 +71,22 @@ def submit(
 def test_small_8gpu_on_the_toy_model_submitted_and_watched(head: Head, tmp_path: Path) -> None:
     address, environment = head
     run = tmp_path / "run"
-    file = manifest(tmp_path, f"worldr1 train small-8gpu --config {TOY} --run {run}", retries=0)
+    picture, count = os.environ.get("BOARD_PICTURE"), int(os.environ.get("BOARD_STEPS", "2"))
+    command = f"worldr1 train small-8gpu --config {TOY} --run {run}"
+    file = manifest(tmp_path, command, retries=0)
     targets = Path(environment["RAY_AUTH_TOKEN_PATH"]).parent / "ray"
     started = time.time()
     with prometheus(tmp_path, targets / "prom_metrics_service_discovery.json") as url:
-        done = submit(file, address, environment)
+        done = submit(file, address, environment, f"steps={count}")
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
         steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-        assert [row["step"] for row in steps if row["kind"] == "step"] == [0, 1]
+        assert [row["step"] for row in steps if row["kind"] == "step"] == [*range(count)]
         preset = load("small-8gpu")
         assert steps[-1]["workers"]["rollout"] == preset.rollout.workers
         assert steps[-1]["workers"]["learner"] == preset.learner.ranks
         check_every_query(url, started, time.time())
+        if picture:
+            draw_board(url, started, time.time(), Path(picture))
 
 
 def check_every_query(url: str, started: float, ended: float) -> None:
