@@ -15,9 +15,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 
 
-@pytest.fixture(scope="module")
-def reference() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("reference", ROOT / "docs/reference.py")
+def script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"docs/{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -25,8 +24,20 @@ def reference() -> ModuleType:
     return module
 
 
+@pytest.fixture(scope="module")
+def reference() -> ModuleType:
+    return script("reference")
+
+
 def test_configuration_page_is_what_the_models_say(reference: ModuleType) -> None:
     assert reference.PAGE.read_text() == reference.page(), "run: python docs/reference.py"
+
+
+def test_the_guides_table_is_what_the_planner_says() -> None:
+    plan_table = script("plan_table")
+    text = plan_table.PAGE.read_text()
+    assert plan_table.HEAD in text
+    assert plan_table.page(text) == text, "run: python docs/plan_table.py"
 
 
 def test_every_key_has_a_row_and_a_meaning(reference: ModuleType) -> None:
