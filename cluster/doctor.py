@@ -35,8 +35,9 @@ class ClusterFacts:
     ray: str
     python: str
     """Versions of this process."""
-    time_s: tuple[float, ...] = ()
-    """This process's clock in the middle of asking each node, in the order of the reports."""
+    asked: tuple[tuple[float, float], ...] = ()
+    """This process's clock before and after each node was asked for its time, in the order of the
+    reports: an answer may take as long as a process takes to start."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,10 +122,13 @@ def _token(reports: Sequence[NodeReport], facts: ClusterFacts) -> Finding:
 
 
 def _clocks(reports: Sequence[NodeReport], facts: ClusterFacts) -> Finding:
-    skews = [r.time - now for r, now in zip(reports, facts.time_s, strict=False)]
+    skews = [
+        min(r.time - before, 0.0) + max(r.time - after, 0.0)
+        for r, (before, after) in zip(reports, facts.asked, strict=True)
+    ]
     problems = [
-        f"the clock of node {r.node} is {skew:+.1f} s off"
-        for r, skew in zip(reports, skews, strict=False)
+        f"the clock of node {r.node} is {skew:+.1f} s off at least"
+        for r, skew in zip(reports, skews, strict=True)
         if abs(skew) > MAX_SKEW_S
     ]
     most = max((abs(skew) for skew in skews), default=0.0)

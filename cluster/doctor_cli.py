@@ -59,5 +59,6 @@ def check_here(config: RunConfig) -> list[Any]:
         report.node, float(os.cpu_count() or 1), len(report.gpus), kind.ray_name if kind else ""
     )
     # One clock: its skew against itself is none.
-    facts = ClusterFacts((node,), "", version("ray"), platform.python_version(), (report.time,))
+    now = (report.time, report.time)
+    facts = ClusterFacts((node,), "", version("ray"), platform.python_version(), (now,))
     return diagnose(config, [report], facts)

@@ -270,13 +270,13 @@ def check_cluster(config: RunConfig) -> list[Finding]:
         request = probe_request(config, ray.get(listener.address.remote()))
         asked = [look.options(num_cpus=0, **_on(node)).remote(request) for node in nodes]
         reports: list[NodeReport] = []
-        clocks: list[float] = []
+        clocks: list[tuple[float, float]] = []
         for node, answer in zip(nodes, asked, strict=True):
             report = ray.get(answer)
             # Asked again for the time alone: looking takes longer than a clock may be off.
             before = time.time()
             there = ray.get(clock.options(num_cpus=0, **_on(node)).remote())
-            clocks.append((before + time.time()) / 2)
+            clocks.append((before, time.time()))
             reports.append(replace(report, node=names[node["NodeID"]], time=there))
     finally:
         ray.kill(listener)

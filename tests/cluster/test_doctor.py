@@ -41,7 +41,7 @@ def report(index: int = 0, **changes: Any) -> NodeReport:
 
 def facts(**changes: Any) -> ClusterFacts:
     nodes = tuple(Node(f"node-{index}", 96, 8, "H200") for index in range(NODES))
-    clocks = tuple(1000.1 + index for index in range(NODES))
+    clocks = tuple((999.9 + index, 1000.1 + index) for index in range(NODES))
     return replace(ClusterFacts(nodes, "10.0.0.1:6379", "2.60.0", "3.11.7", clocks), **changes)
 
 
@@ -70,7 +70,8 @@ def test_a_fine_cluster_has_no_finding() -> None:
         ("versions", last(ray="2.59.0"), "node node-5 runs Python 3.11.9 and ray 2.59.0"),
         ("versions", last(python="3.12.1"), "runs Python 3.12.1"),
         ("token", last(auth_mode=""), "RAY_AUTH_MODE = unset"),
-        ("clocks", last(time=1035.0), "is +29.9 s off"),
+        ("clocks", last(time=1035.0), "is +29.9 s off at least"),
+        ("clocks", last(time=1000.0), "is -4.9 s off at least"),
         ("GPUs", last(driver_problem="there is no nvidia-smi", gpus=()), "but there is no nvidia"),
         ("GPUs", last(gpus=(H200,) * 7), "Ray counts 8 GPUs on node node-5, its driver 7"),
         ("driver", last(driver="550.54.15"), "has driver 550.54.15; CUDA 13 needs 580"),
@@ -101,7 +102,7 @@ def test_the_layout_and_no_gpu_at_all() -> None:
     assert "GPUs" in short.text
     assert "worldr1 plan" in short.advice
     bare = [replace(report(i), gpus=(), driver_problem="there is no nvidia-smi") for i in (0, 1)]
-    found = {f.check: f for f in diagnose(CONFIG, bare, facts(nodes=()))}
+    found = {f.check: f for f in diagnose(CONFIG, bare, facts(nodes=(), asked=facts().asked[:2]))}
     assert "no node shows a GPU; node-0: there is no nvidia-smi" in found["GPUs"].text
 
 
@@ -111,6 +112,16 @@ def test_loopback_needs_no_token_and_a_path_is_named_on_several_nodes() -> None:
     config = load("small", ["run=/data/run"])
     found = diagnose(config, [report(i) for i in range(NODES)], facts())
     assert any("it must be a folder that all nodes share" in f.text for f in found)
+
+
+def test_a_slow_answer_is_no_skew() -> None:
+    """A process that took 8 s to start read its clock somewhere in between."""
+    slow = tuple((1000.0, 1008.0) for _ in range(NODES))
+    found = {
+        f.check: f
+        for f in diagnose(CONFIG, [report(i, time=1007.0) for i in range(NODES)], facts(asked=slow))
+    }
+    assert found["clocks"].ok
 
 
 def test_downloads_are_counted() -> None:
