@@ -3,11 +3,15 @@
 `python judge_guard.py COMMAND…` is how a judge worker starts its server. A worker that is killed
 without warning cannot stop its server, but its end of the pipe closes, and the guard ends the whole
 session of the server's processes. A server that dies alone leaves no child with the GPU's memory.
+
+The guard is no child of the worker: Ray kills the children of a worker that it ends. So it reports
+on its standard output: the server's process id, and its exit status when it has ended.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import signal
 import subprocess
@@ -16,20 +20,37 @@ import threading
 
 GRACE_S = 5.0
 """Between SIGTERM and SIGKILL."""
+PR_SET_PDEATHSIG = 1
 
 
-def main(command: list[str]) -> int:
-    """Run the command, whose output goes to standard error; its exit status. Prints its process id
-    and nothing else."""
+def main(command: list[str]) -> None:
+    """Run the command, whose output goes to standard error, in the background."""
+    if os.fork():
+        os._exit(0)
+    os.setsid()
     server = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=sys.stderr, start_new_session=True
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=sys.stderr,
+        start_new_session=True,
+        preexec_fn=_end_with_the_guard,  # no thread is there yet
     )
-    sys.stdout.write(f"{server.pid}\n")
-    sys.stdout.flush()
+    _report(server.pid)
     threading.Thread(target=_end_with_input, args=(server,), daemon=True).start()
     status = server.wait()
     _signal(server.pid, signal.SIGKILL)
-    return status if status >= 0 else 128 - status
+    _report(status if status >= 0 else 128 - status)
+
+
+def _report(number: int) -> None:
+    with contextlib.suppress(BrokenPipeError):
+        os.write(1, f"{number}\n".encode())
+
+
+def _end_with_the_guard() -> None:
+    """Linux: SIGTERM for a server whose guard was killed."""
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _end_with_input(server: subprocess.Popen[bytes]) -> None:
@@ -48,6 +69,4 @@ def _signal(session: int, number: signal.Signals) -> None:
 
 
 if __name__ == "__main__":
-    # Ctrl-C at a terminal is the worker's to handle.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    sys.exit(main(sys.argv[1:]))
+    main(sys.argv[1:])

@@ -1,7 +1,7 @@
 """A vLLM server of a judge worker's own: started, health-checked, restarted, ended with it.
 
-It listens on loopback only and asks for a key that nobody but the worker knows. It is the child of
-a guard (`judge_guard.py`) that outlives neither of the two.
+It listens on loopback only and asks for a key that nobody but the worker knows. A guard
+(`judge_guard.py`) sees to it that it does not outlive the worker.
 """
 
 from __future__ import annotations
@@ -13,8 +13,6 @@ import re
 import secrets
 import shutil
 import socket
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -25,9 +23,9 @@ from pathlib import Path
 
 from rewards.config import JudgeConfig
 from rewards.environments import python_of
+from rewards.guarded_process import GuardedProcess
 
 LOOPBACK = "127.0.0.1"
-GUARD = Path(__file__).with_name("judge_guard.py")
 MAX_FAILED_STARTS = 3
 """A server that ended this many times in a row before it was healthy is given up."""
 MAX_SILENT_CHECKS = 3
@@ -35,6 +33,7 @@ MAX_SILENT_CHECKS = 3
 CHECK_TIMEOUT_S = 10.0
 START_POLL_S = 0.5
 RESTART_PAUSE_S = 1.0
+END_WAIT_S = 20.0
 SECRET_NAME = re.compile(r"SECRET|PASSWORD|API_KEY|AUTH_TOKEN|ACCESS_KEY", re.IGNORECASE)
 
 
@@ -96,7 +95,7 @@ class JudgeServer:
         self._lost = ""
         self._suspected = threading.Event()
         self._closing = threading.Event()
-        self._guard: subprocess.Popen[str] | None = None
+        self._process: GuardedProcess | None = None
         self.starts = 0
         self.pid = 0
         """Of the newest server's main process."""
@@ -118,8 +117,9 @@ class JudgeServer:
         with self._state:
             if self._served != served:
                 return True
-        guard = self._guard
-        if guard is not None and guard.poll() is None and _answers(served, "/health"):
+        process = self._process
+        running = process is not None and process.status() is None
+        if running and _answers(served, "/health"):
             return False
         self.replace(served)
         return True
@@ -167,27 +167,17 @@ class JudgeServer:
         port, key = _free_port(), secrets.token_urlsafe(24)
         self.starts += 1
         served = Served(f"http://{LOOPBACK}:{port}", key, self.starts)
-        with self.log.open("wb") as log:
-            guard = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-I",
-                    str(GUARD),
-                    *serve_command(self._config, port, self._device),
-                ],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                env=serve_environment(key, self._device, os.environ),
-                text=True,
-            )
-        self._guard = guard
-        assert guard.stdout is not None
-        self.pid = int(guard.stdout.readline() or 0)
+        process = GuardedProcess(
+            serve_command(self._config, port, self._device),
+            self.log,
+            serve_environment(key, self._device, os.environ),
+        )
+        self._process, self.pid = process, process.pid
         deadline = time.monotonic() + self._config.start_timeout_s
         while not self._closing.wait(START_POLL_S):
-            if guard.poll() is not None:
-                return None, self._last_words(guard.returncode)
+            status = process.status()
+            if status is not None:
+                return None, self._last_words(status)
             # With its key, which another server that happened to take the port does not know.
             if _answers(served, "/health") and _answers(served, "/v1/models"):
                 return served, ""
@@ -200,20 +190,15 @@ class JudgeServer:
         silent = 0
         while silent < MAX_SILENT_CHECKS:
             self._suspected.wait(self._config.health_interval_s)
-            guard = self._guard
-            if self._suspected.is_set() or guard is None or guard.poll() is not None:
+            process = self._process
+            if self._suspected.is_set() or process is None or process.status() is not None:
                 return
             silent = 0 if _answers(served, "/health") else silent + 1
 
     def _end(self) -> None:
-        guard, self._guard = self._guard, None
-        if guard is not None:
-            assert guard.stdin is not None
-            guard.stdin.close()
-            try:
-                guard.wait(20)
-            except subprocess.TimeoutExpired:
-                guard.kill()
+        process, self._process = self._process, None
+        if process is not None:
+            process.end(END_WAIT_S)
 
     def _last_words(self, status: int) -> str:
         lines = self.log.read_text(errors="replace").splitlines()

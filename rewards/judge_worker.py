@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -32,8 +34,9 @@ class JudgeWorker:
         self.version = self._embedded.version if self._served is None else self._served.version
 
     def describe(self) -> dict[str, str]:
-        """Scorer, for the run's log; process id and starts of its own server, if it has one."""
-        found = {"kind": "judge", "scorer": self.version}
+        """Scorer, for the run's log; process ids of the worker and of its own server, if it has
+        one, and how often that was started."""
+        found = {"kind": "judge", "scorer": self.version, "pid": str(os.getpid())}
         server = self._served.server if self._served is not None else None
         if server is not None:
             found |= {"server_pid": str(server.pid), "server_starts": str(server.starts)}

@@ -6,7 +6,7 @@ Not covered here: a real vLLM server (tests/cluster/test_judge_served.py).
 from __future__ import annotations
 
 import os
-import subprocess
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -17,7 +17,8 @@ import pytest
 
 from prompts.schema import Prompt
 from rewards.config import JudgeConfig, RewardConfig
-from rewards.judge_server import GUARD, JudgeServer, ServerLost
+from rewards.guarded_process import LOST, GuardedProcess
+from rewards.judge_server import JudgeServer, ServerLost
 from rewards.judge_worker import JudgeWorker
 from rewards.score import ScoreFailure
 from tests.rewards import silent_server
@@ -33,21 +34,17 @@ time.sleep(60)
 """
 
 
-def guarded(tmp_path: Path, manner: str) -> tuple[subprocess.Popen[str], list[int]]:
-    """A guard over a program that has a child: the guard, and the ids of both processes."""
+def guarded(tmp_path: Path, manner: str) -> tuple[GuardedProcess, list[int]]:
+    """A program under a guard that has a child: the ids of both processes."""
     log = tmp_path / manner
-    with log.open("w") as file:
-        guard = subprocess.Popen(
-            [sys.executable, "-I", str(GUARD), sys.executable, "-c", FAMILY, manner],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=file,
-            text=True,
-        )
-    assert guard.stdout is not None
-    pid = int(guard.stdout.readline())
+    process = GuardedProcess([sys.executable, "-c", FAMILY, manner], log, os.environ)
     assert until(lambda: log.read_text().endswith("\n"))
-    return guard, [pid, int(log.read_text())]
+    return process, [process.pid, int(log.read_text())]
+
+
+def guard_of(process: GuardedProcess) -> int:
+    """The parent of a guarded program."""
+    return int(Path(f"/proc/{process.pid}/stat").read_text().split()[3])
 
 
 def until(true: Callable[[], bool], limit_s: float = 20.0) -> bool:
@@ -65,27 +62,39 @@ def gone(pid: int) -> bool:
 
 
 def test_the_server_and_its_children_end_with_the_worker(tmp_path: Path) -> None:
-    guard, pids = guarded(tmp_path, "hears")
+    """Closing the pipe is what the kernel does for a worker that is killed."""
+    process, pids = guarded(tmp_path, "hears")
     assert not any(gone(pid) for pid in pids)
-    assert guard.stdin is not None
-    guard.stdin.close()
+    assert process.status() is None
+    process.end(20)
+    assert process.status() == 128 + 15
     assert until(lambda: all(gone(pid) for pid in pids))
-    assert guard.wait(10) == 128 + 15
 
 
 def test_the_children_of_a_server_that_died_end_too(tmp_path: Path) -> None:
-    guard, pids = guarded(tmp_path, "dies")
-    assert guard.wait(20) == 7
+    process, pids = guarded(tmp_path, "dies")
+    assert process.status(20) == 7
     assert until(lambda: all(gone(pid) for pid in pids))
+
+
+def test_the_guard_is_no_child_of_the_worker_and_its_death_ends_the_server(tmp_path: Path) -> None:
+    process, pids = guarded(tmp_path, "hears")
+    guard = guard_of(process)
+    assert guard != os.getpid()
+    assert int(Path(f"/proc/{guard}/stat").read_text().split()[3]) != os.getpid()
+    assert os.getsid(guard) != os.getsid(0)
+    os.kill(guard, signal.SIGKILL)
+    assert process.status(20) == LOST
+    assert until(lambda: gone(pids[0]))
+    os.kill(pids[1], signal.SIGKILL)
 
 
 @pytest.mark.slow
 def test_a_server_deaf_to_sigterm_is_killed(tmp_path: Path) -> None:
-    guard, pids = guarded(tmp_path, "deaf")
-    assert guard.stdin is not None
-    guard.stdin.close()
-    assert until(lambda: all(gone(pid) for pid in pids), 30)
-    assert guard.wait(10) == 128 + 9
+    process, pids = guarded(tmp_path, "deaf")
+    process.end(30)
+    assert process.status() == 128 + 9
+    assert until(lambda: all(gone(pid) for pid in pids))
 
 
 @pytest.mark.slow
