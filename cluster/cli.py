@@ -24,6 +24,7 @@ from cluster.envs_cli import add_envs_command
 from cluster.plan_cli import add_plan_command
 from cluster.prompts_cli import add_prompts_command
 from cluster.report_cli import add_report_command
+from cluster.rewards_cli import add_rewards_command
 from cluster.run_cli import add_run_commands
 from cluster.submit_cli import add_submit_command
 
@@ -126,6 +127,7 @@ def _parser() -> argparse.ArgumentParser:
     add_plan_command(commands)
     add_doctor_command(commands)
     add_submit_command(commands)
+    add_rewards_command(commands)
     return parser
 
 

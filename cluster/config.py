@@ -44,6 +44,7 @@ _FREE_TO_CHANGE = (
     "supervision.",
     "rewards.artifacts.",
     "learner.keep_gathered",
+    "rewards.examine_every",
 )
 _WORKERS = re.compile(r"\.(workers|ranks|min_workers|max_workers|cpus\w*|gpus\w*|env)$")
 

@@ -39,6 +39,7 @@ from cluster.collect import Batch, Collector, RequestSource
 from cluster.config import RunConfig, RunStopped
 from cluster.elastic import Supervisor
 from cluster.evaluate import Evaluator
+from cluster.examination import Examination
 from cluster.inflight import Waiting, read_in_flight
 from cluster.ledger import Ledger, SampleRow
 from cluster.metrics import MetricsLog, pool_state, stage_clocks, step_row
@@ -90,6 +91,7 @@ class Trainer:
     saver: Saver = field(init=False)
     recorder: Recorder = field(init=False)
     supervisor: Supervisor = field(init=False)
+    examination: Examination = field(init=False)
     stopping: bool = field(default=False, init=False)
     """Whether SIGTERM has come."""
     _waiting_for: asyncio.Task[Any] | None = field(default=None, init=False)
@@ -113,6 +115,8 @@ class Trainer:
             lambda step: groups_to_keep(config.rewards.artifacts, step, config.steps),
         )
         limits = config.rewards
+        reconstruction = workers.rewards.pools["reconstruction"]
+        self.examination = Examination(limits.examine_every, reconstruction, self.metrics)
         self.supervisor = Supervisor(
             {kind: (pool, getattr(limits, kind)) for kind, pool in workers.rewards.pools.items()},
             config.supervision,
@@ -133,6 +137,7 @@ class Trainer:
                 while state.step < self.config.steps:
                     state, weights = await self._step(state, weights)
                     await self._evaluate_if_due(state.step, weights)
+                    await self._give_up_if_stopped(self.examination.examine_if_due(state.step))
             except _Stopping:
                 self.metrics.say(f"SIGTERM: leaving after step {state.step}")
             finally:
@@ -181,11 +186,22 @@ class Trainer:
 
     async def _keep(self, step: int, phase: Phase, batch: Batch) -> None:
         """Store what people want to see of a step, and let go of its videos."""
-        pool, folder = self.workers.rollouts.pool, self.metrics.folder
+        config, workers = self.config, self.workers
+        artifacts = config.rewards.artifacts
+        extremes = artifacts.extremes and groups_to_keep(artifacts, step, config.steps) > 0
         kept = f"what is kept of step {step}"
         # Pictures only; nothing depends on them.
         with contextlib.suppress(ObjectGone), missing_is_fine(kept, self.metrics.say):
-            await keep_groups(folder, pool, step, phase, batch, self.config.learner)
+            await keep_groups(
+                self.metrics.folder,
+                workers.rollouts.pool,
+                workers.rewards,
+                step,
+                phase,
+                batch,
+                config.learner,
+                extremes,
+            )
         for record in batch.records.values():
             # A batch is held until a checkpoint covers it; that needs its trajectories alone.
             record.rollout = replace(record.rollout, videos=())

@@ -177,6 +177,10 @@ class MetricsLog:
         eta_s = statistics.fmean(self._recent_s) * (self.steps - row["step"] - 1)
         self.say(step_line(row, self.steps, eta_s))
 
+    def rows(self, kind: str) -> list[dict[str, Any]]:
+        """All rows of a kind that are valid so far, ascending."""
+        return [row for row in map(json.loads, self._rows) if row["kind"] == kind]
+
     def refresh_report(self) -> None:
         """Write the run's page again if it is time."""
         if self._refresher:

@@ -308,6 +308,18 @@ class Rewards:
             return f"no second opinion: {type(error).__name__} {error}"
         return found if isinstance(found, str) else dict(found)
 
+    async def artifacts(self, video: Ref, prompt: Prompt) -> Artifacts | None:
+        """What people want to see of a video's reconstruction; None where it fails."""
+        pool = self.pools["reconstruction"]
+        with contextlib.suppress(TimeoutError, WorkerLost):
+            outcome, _, artifacts = await pool.call(
+                "score", video, prompt, True, returns=3, timeout_s=self.config.timeout_s
+            )
+            if isinstance(outcome, Score):
+                shown: Artifacts | None = await pool.fetch(artifacts)
+                return shown
+        return None
+
     async def _single(
         self, kind: RewardKind, subject: Ref, prompt: Prompt
     ) -> tuple[list[Score | ScoreFailure], int, None]:

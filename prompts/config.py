@@ -9,8 +9,9 @@ class Amplitudes(BaseModel):
     """How far each camera motion goes over a whole single-motion clip.
 
     Lengths are in scene depths (the assumed plane is at depth 1). Push, move, pan and orbit are the
-    release's values; crane and tilt, which the paper does not have, go through the same share of a
-    480 x 832 picture's height as move and pan through its width.
+    release's values. Of those that the paper does not have, crane goes through the same share of a
+    480 x 832 picture's height as move through its width, and tilt turns so far that one sideways or
+    to the wrong side is worth no more than 0.45 of S_traj.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -27,7 +28,7 @@ class Amplitudes(BaseModel):
     """Distance of the orbit's centre in front of the camera."""
     crane: float = Field(0.13, ge=0, le=100)
     """Distance travelled by `crane up` and `crane down`."""
-    tilt_deg: float = Field(8.0, ge=0, lt=180)
+    tilt_deg: float = Field(12.0, ge=0, lt=180)
     """Angle turned about the horizontal axis by `tilt up` and `tilt down`."""
     roll_deg: float = Field(20.0, ge=0, lt=180)
     """Angle turned about the viewing axis by `roll left` and `roll right`."""

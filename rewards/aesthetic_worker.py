@@ -34,9 +34,9 @@ class AestheticWorker:
 
     def score(self, video: NDArray[np.uint8], prompt: Prompt) -> Score | ScoreFailure:
         """R_gen of a video uint8 [F, H, W, 3]; the raw score is kept beside it."""
-        require_video(video, None)
 
         def scored() -> Score:
+            require_video(video, None)
             verdict = self._verdict(video, prompt)
             gen = affine_to_unit(verdict.score, self.config.offset, self.config.scale)
             # Clipping would make a number of an infinite score.

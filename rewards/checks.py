@@ -11,7 +11,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from rewards.reconstruct.reconstruction import ReconstructionError
 from rewards.score import RewardKind, Score, ScoreFailure
+from rewards.weights import WeightsMissing
 
 U8 = NDArray[np.uint8]
 
@@ -35,7 +37,9 @@ def guarded(kind: RewardKind, scorer: str, scored: Callable[[], Score]) -> Score
 
 def worth_a_retry(error: Exception) -> bool:
     """Whether the same input might be scored by another attempt."""
-    return not isinstance(error, ValueError)
+    if isinstance(error, ReconstructionError):
+        return error.retry
+    return not isinstance(error, ValueError | WeightsMissing)
 
 
 def _not_finite(parts: Mapping[str, float]) -> list[str]:

@@ -55,10 +55,19 @@ class WeightsConfig(BaseModel):
 class ReconstructionConfig(PoolConfig):
     """Video → Gaussians, cameras, S_recon, S_traj and the meta-view."""
 
-    backend: Literal["photometric"] = "photometric"
-    """`photometric`: flow, bundle adjustment and Gaussians without learned weights, on the CPU."""
-    renderer: Literal["torch"] = "torch"
-    """Rasteriser of the Gaussians."""
+    backend: Literal["photometric", "da3"] = "photometric"
+    """`photometric`: flow, bundle adjustment and Gaussians without learned weights, on the CPU;
+    `da3`: Depth Anything 3 with its Gaussian head, on a GPU (or, slowly, on the CPU)."""
+    renderer: Literal["auto", "torch", "gsplat"] = "auto"
+    """Rasteriser of the Gaussians; `auto` is gsplat on CUDA and torch elsewhere."""
+    model: str = Field(default="depth-anything/DA3-GIANT", min_length=1)
+    """Weights of `da3`: a folder with config.json and model.safetensors, or a hub id. Only models
+    with a Gaussian head serve: DA3-GIANT and DA3NESTED-GIANT-LARGE."""
+    resolution: int = Field(default=504, ge=56, le=2016, multiple_of=14)
+    """Longer side in pixels of what `da3` sees, rounded to its patches of 14; S_recon is measured
+    at that size."""
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Arithmetic of the backbone of `da3`; its heads are float32."""
     texture_threshold: float = Field(default=1.5, ge=0, le=255, allow_inf_nan=False)
     """Mean absolute difference of neighbouring pixels, in grey levels and at no more than 64 x 96
     pixels a frame, below which a video counts as without texture: S_recon is 0 by definition,
@@ -72,12 +81,15 @@ class ReconstructionConfig(PoolConfig):
     """Orbit of the meta-view upwards."""
     pull_back: float = Field(default=0.5, gt=0, le=10, allow_inf_nan=False)
     """Distance of the `pulled_back` meta-view behind the first camera, in median scene depths."""
-    max_frames: int = Field(default=25, ge=3, le=481)
-    """Frames that are reconstructed, evenly spaced; S_recon and S_traj are measured on them."""
+    max_frames: int = Field(default=121, ge=3, le=481)
+    """Frames that are reconstructed, evenly spaced, first and last among them; S_recon and S_traj
+    are measured on them. Where a GPU's memory binds, `da3` takes two thirds of them, again and
+    again until they fit, and says how many it took."""
     max_pixels: int = Field(default=16384, ge=1024, le=2**24)
-    """Pixels of a frame above which the clip is reduced; S_recon is measured at that size."""
+    """Pixels of a frame above which `photometric` reduces the clip; S_recon is measured at that
+    size."""
     color_steps: int = Field(default=5, ge=0, le=100)
-    """Conjugate-gradient steps of the Gaussians' colours."""
+    """Conjugate-gradient steps of the Gaussians' colours in `photometric`."""
 
 
 class JudgeConfig(PoolConfig):
@@ -173,8 +185,13 @@ class PerceptualConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    backend: Literal["multiscale"] = "multiscale"
-    """`multiscale`: structure, gradients and colours at several scales, without weights."""
+    backend: Literal["multiscale", "lpips"] = "multiscale"
+    """`multiscale`: structure, gradients and colours at several scales, without weights; `lpips`:
+    LPIPS 0.1 on AlexNet, by the lpips package where torchvision works, else by a trunk of its own
+    with the package's heads."""
+    weights: str | None = Field(default=None, min_length=1)
+    """AlexNet's `features` for `lpips`: a safetensors file, a folder or hub id with
+    model.safetensors; unset: torchvision fetches them."""
 
 
 class ArtifactsConfig(BaseModel):
@@ -187,6 +204,9 @@ class ArtifactsConfig(BaseModel):
     """Steps between steps that keep groups, besides the first, the middle and the last; 0: none."""
     keep: int = Field(default=2, ge=0, le=4096)
     """Groups kept of each such step; 0 keeps nothing."""
+    extremes: bool = True
+    """Also keep the groups of such a step's best and worst sample; these two are reconstructed once
+    more for their pictures."""
 
 
 class RewardConfig(BaseModel):
@@ -204,6 +224,8 @@ class RewardConfig(BaseModel):
     """Attempts to score a sample before it counts as failed."""
     timeout_s: float = Field(default=300.0, gt=0, le=86400, allow_inf_nan=False)
     """A scoring that takes longer than this counts as a failed attempt."""
+    examine_every: int = Field(default=100, ge=0, le=10**9)
+    """Steps between examinations of the reconstruction on every known-answer clip; 0: none."""
     reconstruction: ReconstructionConfig = ReconstructionConfig()
     """S_recon and S_traj."""
     judge: JudgeConfig = JudgeConfig()

@@ -1,16 +1,25 @@
-"""3D Gaussians and their rendering, independent of the rasteriser that does it."""
+"""3D Gaussians and their rendering, independent of the rasteriser that does it.
+
+`render` is one function with one set of conventions: gsplat's CUDA rasteriser where the Gaussians
+lie on a GPU, the torch rasteriser elsewhere.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from rewards import rasterizer
+from rewards.harmonics import TERMS, seen_colors
 
-Renderer = Literal["torch"]
+Renderer = Literal["auto", "torch", "gsplat"]
+
+
+class RendererMissing(RuntimeError):
+    """The rasteriser that was asked for is not installed, or not for this device."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,16 +35,20 @@ class Gaussians:
     opacities: Tensor
     """[N] in [0, 1]."""
     colors: Tensor
-    """[N, 3] RGB; values in [0, 1] stay displayable."""
+    """[N, 3] RGB (values in [0, 1] stay displayable), or [N, K, 3] spherical harmonics as in
+    `rewards/harmonics.py`, K = 1, 4 or 9."""
 
     def __post_init__(self) -> None:
-        count = len(self.means)
+        count, harmonics = len(self.means), self.colors.ndim == 3
+        terms = self.colors.shape[1] if harmonics else 0
+        if harmonics and terms not in TERMS:
+            raise ValueError(f"Gaussians.colors has {terms} harmonics; allowed: {TERMS}")
         for name, shape in (
             ("means", (count, 3)),
             ("scales", (count, 3)),
             ("quats", (count, 4)),
             ("opacities", (count,)),
-            ("colors", (count, 3)),
+            ("colors", (count, terms, 3) if harmonics else (count, 3)),
         ):
             found = tuple(getattr(self, name).shape)
             if found != shape:
@@ -45,8 +58,32 @@ class Gaussians:
         return len(self.means)
 
     def with_colors(self, colors: Tensor) -> Gaussians:
-        """The same geometry in other colours [N, 3]."""
+        """The same geometry in other colours [N, 3] or [N, K, 3]."""
         return replace(self, colors=colors)
+
+    def at(self, index: Tensor) -> Gaussians:
+        """The Gaussians that a mask [N] or indices [M] select."""
+        return Gaussians(*(getattr(self, field.name)[index] for field in fields(self)))
+
+
+def renderer_of(renderer: Renderer, device: torch.device | str) -> Literal["torch", "gsplat"]:
+    """The rasteriser that serves a device: `auto` is gsplat on CUDA and torch elsewhere.
+
+    Raises RendererMissing where gsplat is needed and not installed, or asked for without CUDA.
+    """
+    cuda = torch.device(device).type == "cuda"
+    if renderer == "torch" or (renderer == "auto" and not cuda):
+        return "torch"
+    if not cuda:
+        raise RendererMissing(f"renderer = 'gsplat' rasterises on CUDA only, not on {device!s}")
+    try:
+        import gsplat  # noqa: F401
+    except ImportError as error:
+        raise RendererMissing(
+            f"gsplat cannot be imported ({error}); make its environment with `worldr1 envs build "
+            "reconstruction`, or set rewards.reconstruction.renderer = 'torch'"
+        ) from None
+    return "gsplat"
 
 
 def render(
@@ -56,7 +93,7 @@ def render(
     height: int,
     width: int,
     background: Tensor | None = None,
-    renderer: Renderer = "torch",
+    renderer: Renderer = "auto",
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Render F views; gsplat's conventions (OpenCV axes, pixel centres at half integers).
 
@@ -67,18 +104,73 @@ def render(
 
     Returns:
         rgb [F, 3, H, W]; alpha [F, 1, H, W] accumulated opacity; depth [F, 1, H, W] expected depth
-        along the optical axis, 0 where nothing is seen.
+        along the optical axis, 0 where nothing is seen. All on the Gaussians' device.
     """
-    if renderer != "torch":
-        raise ValueError(f"renderer is {renderer!r}; allowed: 'torch'")
-    splats = splat(gaussians, w2c, intrinsics, height, width)
-    ones = torch.ones_like(gaussians.opacities)[:, None]
-    image = rasterizer.composite(splats, torch.cat([gaussians.colors, ones], dim=1))
-    rgb, alpha = image[:, :3], image[:, 3:]
+    means = gaussians.means
+    w2c, intrinsics = w2c.to(means), intrinsics.to(means)
+    if renderer_of(renderer, means.device) == "gsplat":
+        # One view at a time: projections of all Gaussians into all views would not fit.
+        views = [
+            _by_gsplat(gaussians, w2c[f : f + 1], intrinsics[f : f + 1], height, width)
+            for f in range(len(w2c))
+        ]
+        rgb, alpha, depth = (torch.cat(parts) for parts in zip(*views, strict=True))
+    else:
+        rgb, alpha, depth = _by_torch(gaussians, w2c, intrinsics, height, width)
     if background is not None:
         rgb = rgb + (1 - alpha) * background.to(rgb)[None, :, None, None]
+    return rgb, alpha, depth
+
+
+def _by_torch(
+    gaussians: Gaussians, w2c: Tensor, intrinsics: Tensor, height: int, width: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    splats = splat(gaussians, w2c, intrinsics, height, width)
+    colors = gaussians.colors
+    if colors.ndim == 3:
+        centres = camera_centres(w2c)
+        seen = torch.stack([seen_colors(colors, gaussians.means, centre) for centre in centres])
+        frame = splats.pixel // (height * width)
+        flat = frame * len(gaussians) + splats.gaussian
+        values = seen.reshape(-1, 3).index_select(0, flat)
+    else:
+        values = colors.index_select(0, splats.gaussian)
+    ones = torch.ones_like(values[:, :1])
+    image = rasterizer.composite_pairs(splats, torch.cat([values, ones], dim=1))
+    rgb, alpha = image[:, :3], image[:, 3:]
     depth = rasterizer.composite_pairs(splats, splats.depth[:, None])
     return rgb, alpha, depth / alpha.clamp_min(1e-8)
+
+
+def _by_gsplat(
+    gaussians: Gaussians, w2c: Tensor, intrinsics: Tensor, height: int, width: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    from gsplat import rasterization
+
+    degree = None if gaussians.colors.ndim == 2 else TERMS.index(gaussians.colors.shape[1])
+    image, alpha, _ = rasterization(
+        gaussians.means,
+        torch.nn.functional.normalize(gaussians.quats, dim=-1),
+        gaussians.scales,
+        gaussians.opacities,
+        gaussians.colors.contiguous(),
+        w2c,
+        intrinsics,
+        width,
+        height,
+        near_plane=rasterizer.NEAR_PLANE,
+        eps2d=rasterizer.EPS2D,
+        sh_degree=degree,
+        packed=False,  # deterministic
+        render_mode="RGB+ED",
+    )
+    image, alpha = image.permute(0, 3, 1, 2), alpha.permute(0, 3, 1, 2)
+    return image[:, :3], alpha, image[:, 3:] * (alpha > 0)
+
+
+def camera_centres(w2c: Tensor) -> Tensor:
+    """Centres [F, 3] in the world of cameras [F, 4, 4]."""
+    return -(w2c[:, :3, :3].mT @ w2c[:, :3, 3:])[..., 0]
 
 
 def splat(

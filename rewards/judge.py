@@ -41,6 +41,8 @@ class Judgement:
     tidy: float
     unstretched: float
     content: float
+    digits: tuple[float, ...] = ()
+    """Probabilities of the digits 0-9."""
 
 
 class GeometryJudge:
@@ -61,7 +63,10 @@ class GeometryJudge:
         # A picture without a scene is worth nothing, however tidy its emptiness is.
         quality = sum(SHARES[name] * value for name, value in measures.items())
         quality *= min(measures["covered"] / 0.25, 1.0)
-        return Judgement(digit_expectation(digit_log_probabilities(quality)), **measures)
+        answer = digit_log_probabilities(quality)
+        weights = np.exp(answer)
+        digits = tuple(float(p) for p in weights / weights.sum())
+        return Judgement(digit_expectation(answer), **measures, digits=digits)
 
 
 def digit_log_probabilities(quality: float) -> list[float]:

@@ -63,7 +63,7 @@ class JudgeWorker:
             "meta_unstretched": found.unstretched,
             "meta_content": found.content,
         }
-        return Verdict(found.score, raw)
+        return Verdict(found.score, raw, found.digits)
 
     def known_answers(self) -> dict[str, float]:
         """Scores of the known-answer images; KnownAnswerError when their order is wrong."""

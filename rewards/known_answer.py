@@ -1,7 +1,8 @@
 """Known-answer tests: clips whose order is known before any scorer sees them.
 
-Two consistent ray-cast clips are shipped in `canary/`; their spoilt versions are made here. A
-scorer that does not tell them apart must not train anything, so every check fails closed.
+Ray-cast clips are shipped in `canary/`; most spoilt versions are made from them (`spoilt.py`). A
+scorer that does not tell them apart must not train anything, so every check fails closed. These are
+the short checks of every worker that joins a run; the whole examination is `examiner.py`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 
 from prompts.schema import Prompt
 from rewards.score import Score, ScoreFailure
+from rewards.spoilt import frozen, greyed, shuffled, speckled, warped
 
 if TYPE_CHECKING:
     from rewards.aesthetic_worker import AestheticWorker
@@ -32,9 +34,8 @@ MARGIN = 0.25
 """By how much S_recon + S_traj of a consistent clip exceeds that of each spoilt version."""
 FRAME_MARGIN = 0.1
 """By how much a good picture exceeds a spoilt one before the judge and the frame scorer."""
-WARP_PX = 2.0
-SHUFFLE_STEP = 4
-"""Frame i of the shuffled clip is frame 4 i (mod F) of the consistent one."""
+PROOF_CLIPS = ("orbit", "push")
+"""Clips that every joining worker scores."""
 
 
 class KnownAnswerError(RuntimeError):
@@ -43,11 +44,17 @@ class KnownAnswerError(RuntimeError):
 
 @dataclass(frozen=True, eq=False)
 class Canary:
-    """A consistent clip: uint8 [F, H, W, 3], and the prompt that it fulfils."""
+    """A consistent clip, the prompt that it fulfils, and its versions that had to be filmed."""
 
     name: str
-    video: U8
     prompt: Prompt
+    versions: Mapping[str, U8]
+    """uint8 [F, H, W, 3] by name, "consistent" among them."""
+
+    @property
+    def video(self) -> U8:
+        """The consistent version."""
+        return self.versions["consistent"]
 
 
 @cache
@@ -60,48 +67,23 @@ def canaries() -> tuple[Canary, ...]:
         raise KnownAnswerError(f"the known-answer clips cannot be read: {error}") from error
 
 
-def _load(name: str, prompt: str, frames: int) -> Canary:
-    strip = cv2.imread(str(FOLDER / f"{name}.png"), cv2.IMREAD_COLOR)
+def _load(name: str, prompt: str, frames: int, versions: list[str]) -> Canary:
+    videos = {version: _strip(f"{name}_{version}.png", frames) for version in versions}
+    if "consistent" not in videos:
+        raise ValueError(f"{name} has no consistent version")
+    return Canary(name, Prompt.from_text(f"canary-{name}", prompt), videos)
+
+
+def _strip(file: str, frames: int) -> U8:
+    strip = cv2.imread(str(FOLDER / file), cv2.IMREAD_COLOR)
     if strip is None:
-        raise ValueError(f"{name}.png is no readable picture")
-    video = np.stack(np.split(strip[..., ::-1].astype(np.uint8), frames, axis=1))
-    return Canary(name, video, Prompt.from_text(f"canary-{name}", prompt))
+        raise ValueError(f"{file} is no readable picture")
+    return np.stack(np.split(strip[..., ::-1].astype(np.uint8), frames, axis=1))
 
 
-def shuffled(video: U8) -> U8:
-    """The same frames in another order."""
-    return video[np.arange(len(video)) * SHUFFLE_STEP % len(video)]
-
-
-def frozen(video: U8) -> U8:
-    """The first frame all along."""
-    return np.repeat(video[:1], len(video), axis=0)
-
-
-def warped(video: U8) -> U8:
-    """Every frame bent by waves of its own, which no camera could make."""
-    height, width = video.shape[1:3]
-    u, v = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
-    bent = []
-    for index, frame in enumerate(video):
-        phase = 2.4 * index
-        du = WARP_PX * np.sin(2 * np.pi * v / 32 + phase).astype(np.float32)
-        dv = WARP_PX * np.sin(2 * np.pi * u / 48 + 1.7 * phase).astype(np.float32)
-        bent.append(
-            cv2.remap(frame, u + du, v + dv, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
-        )
-    return np.stack(bent)
-
-
-def greyed(video: U8) -> U8:
-    """The same pictures without their colours."""
-    return np.repeat(video.mean(axis=-1, keepdims=True), 3, axis=-1).astype(np.uint8)
-
-
-def speckled(video: U8) -> U8:
-    """The same pictures under heavy noise, always the same one."""
-    noise = np.random.default_rng(0).normal(0, 60, video.shape)
-    return np.clip(video + noise, 0, 255).astype(np.uint8)
+def proof_clips() -> tuple[Canary, ...]:
+    """The few clips of the start-up check."""
+    return tuple(canary for canary in canaries() if canary.name in PROOF_CLIPS)
 
 
 def known_answer_reconstruction(worker: ReconstructionWorker) -> dict[str, float]:
@@ -110,7 +92,7 @@ def known_answer_reconstruction(worker: ReconstructionWorker) -> dict[str, float
     Raises KnownAnswerError unless each consistent clip wins by `MARGIN` over each of its versions.
     """
     rows: dict[str, float] = {}
-    for canary in canaries():
+    for canary in proof_clips():
         versions = {"consistent": canary.video} | {
             spoil.__name__: spoil(canary.video) for spoil in (shuffled, frozen, warped)
         }
@@ -131,7 +113,7 @@ def known_answer_reconstruction(worker: ReconstructionWorker) -> dict[str, float
 def known_answer_judge(worker: JudgeWorker) -> dict[str, float]:
     """S_meta of a good picture, of a speckled one and of an empty one, by name."""
     rows: dict[str, float] = {}
-    for canary in canaries():
+    for canary in proof_clips():
         picture = canary.video[0]
         pictures = {
             "good": picture,
@@ -150,7 +132,7 @@ def known_answer_judge(worker: JudgeWorker) -> dict[str, float]:
 def known_answer_aesthetic(worker: AestheticWorker) -> dict[str, float]:
     """R_gen of a good clip, of a colourless one and of a speckled one, by name."""
     rows: dict[str, float] = {}
-    for canary in canaries():
+    for canary in proof_clips():
         versions = {"good": canary.video} | {
             spoil.__name__: spoil(canary.video) for spoil in (greyed, speckled)
         }

@@ -1,9 +1,12 @@
 """A perceptual distance without learned weights: structure, gradients and colours at many scales.
 
 It is its own measure, calibrated on ray-cast clips, and no stand-in for a learned one in a report.
+The learned one, LPIPS, is `rewards/lpips.py`.
 """
 
 from __future__ import annotations
+
+from typing import Protocol
 
 import cv2
 import numpy as np
@@ -26,6 +29,16 @@ SHARES = (0.35, 0.4, 0.25)
 """Of structure, gradients and colours."""
 
 
+class Distance(Protocol):
+    """A perceptual distance in [0, 1] between the frames of two videos."""
+
+    version: str
+
+    def __call__(self, first: F32, second: F32) -> F32:
+        """Distances [F] of two videos [F, H, W, 3] in [0, 1]."""
+        ...
+
+
 class MultiscaleDistance:
     """Distance in [0, 1] between images: 0 for equal ones, towards 1 for unrelated ones."""
 
@@ -42,8 +55,12 @@ class MultiscaleDistance:
         return np.array([image_distance(a, b) for a, b in pairs], np.float32)
 
 
-def build_distance(config: PerceptualConfig) -> MultiscaleDistance:
-    """The distance that the config names; pydantic has already refused any other."""
+def build_distance(config: PerceptualConfig, device: str = "cpu") -> Distance:
+    """The distance that the config names; WeightsMissing where its weights cannot be had."""
+    if config.backend == "lpips":
+        from rewards.lpips import LpipsDistance
+
+        return LpipsDistance(config, device)
     return MultiscaleDistance()
 
 

@@ -11,6 +11,7 @@ is a `ScoreFailure`, and so is a NaN; only a caller's mistake raises.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -27,12 +28,13 @@ from rewards.checks import (
     require_video,
     to_uint8,
 )
-from rewards.config import RewardConfig
+from rewards.config import ReconstructionConfig, RewardConfig
 from rewards.gaussians import render
 from rewards.metrics.independent import NoCameraFound, second_opinion
-from rewards.perceptual import build_distance
+from rewards.perceptual import Distance, build_distance
+from rewards.ply import encode_ply, most_visible
 from rewards.reconstruct.photometric import PhotometricReconstructor
-from rewards.reconstruct.reconstruction import Reconstruction
+from rewards.reconstruct.reconstruction import Reconstruction, Reconstructor
 from rewards.score import Score, ScoreFailure
 from rewards.scoring import (
     meta_view_pose,
@@ -45,6 +47,8 @@ from rewards.scoring import (
 U8 = NDArray[np.uint8]
 F64 = NDArray[np.float64]
 
+MAX_SPLATS = 300_000
+"""Gaussians in an artifact, the most visible ones: viewers in browsers open that many at once."""
 NO_CAMERA_NOTE = "texture gate: no camera, S_traj = 0"
 
 
@@ -52,8 +56,14 @@ NO_CAMERA_NOTE = "texture gate: no camera, S_traj = 0"
 class Artifacts:
     """What a reconstruction looked like, for people."""
 
+    frames: NDArray[np.intp]
+    """[F] indices of the frames that were reconstructed."""
     rerender: U8
     """[F, H, W, 3] the Gaussians seen by the estimated cameras."""
+    depth: NDArray[np.float32]
+    """[F, H, W] of the Gaussians along the optical axis, in median scene depths; 0: nothing."""
+    splats: bytes
+    """The Gaussians as a .ply file, at most `MAX_SPLATS` of them."""
     estimated_c2w: F64
     """[F, 4, 4] relative to the first camera, in median scene depths."""
     requested_c2w: F64 | None
@@ -76,11 +86,14 @@ class ReconstructionWorker:
         threads: int = 1,
     ) -> None:
         pin_threads(threads)
-        require_cpu("reconstruction.backend", config.reconstruction.backend, device)
-        self.config, self.camera, self.frames = config, camera, frames
-        self.reconstructor = PhotometricReconstructor(config.reconstruction)
-        self.distance = build_distance(config.perceptual)
-        self.scorer = f"{self.reconstructor.version}+{self.distance.version}"
+        self.config, self.camera, self.frames, self.device = config, camera, frames, device
+        self.reconstructor = build_reconstructor(config.reconstruction, device)
+        self.scorer = f"{self.reconstructor.version}+{config.perceptual.backend}"
+
+    @cached_property
+    def distance(self) -> Distance:
+        """Perceptual distance; WeightsMissing at its first use where its weights cannot be had."""
+        return build_distance(self.config.perceptual, self.device)
 
     def describe(self) -> dict[str, str]:
         """Scorer and definitions, for the run's log."""
@@ -91,10 +104,10 @@ class ReconstructionWorker:
     ) -> tuple[Score | ScoreFailure, U8 | None, Artifacts | None]:
         """Score a video uint8 [F, H, W, 3]; also its meta-view uint8 [H, W, 3] and, if asked for,
         its artifacts. Both are None on failure."""
-        require_video(video, self.frames)
         extras: list[tuple[U8, Artifacts | None]] = []
 
         def scored() -> Score:
+            require_video(video, self.frames)
             score, meta_view, artifacts = self.assess(video, prompt, keep_artifacts)
             extras.append((meta_view, artifacts))
             return score
@@ -116,6 +129,12 @@ class ReconstructionWorker:
         from rewards.known_answer import known_answer_reconstruction
 
         return known_answer_reconstruction(self)
+
+    def examine(self) -> dict[str, dict[str, float]]:
+        """Scores of every known-answer clip, for the standing examiner."""
+        from rewards.examiner import examine
+
+        return examine(self)
 
     def assess(
         self, video: U8, prompt: Prompt, keep_artifacts: bool
@@ -142,6 +161,8 @@ class ReconstructionWorker:
             "sharpness": total_variation(found.video),
             "motion": found.motion_px,
             "gaussians": float(len(found.gaussians)),
+            "frames": float(len(found.frames)),
+            "confidence": float(found.confidence.mean()),
         }
         c2w, scale = invert_pose(found.w2c), 1.0
         if requested is not None:
@@ -193,7 +214,7 @@ class ReconstructionWorker:
                 found.video.shape[2],
                 renderer=config.renderer,
             )
-        return to_uint8(rgb[0].permute(1, 2, 0).numpy())
+        return to_uint8(rgb[0].permute(1, 2, 0).cpu().numpy())
 
     def _artifacts(
         self,
@@ -205,4 +226,32 @@ class ReconstructionWorker:
     ) -> Artifacts:
         estimated = invert_pose(c2w[0]) @ c2w
         estimated[:, :3, 3] /= found.median_depth
-        return Artifacts(to_uint8(found.rerender), estimated, requested, scale, meta_view)
+        with torch.no_grad():
+            _, _, depth = render(
+                found.gaussians,
+                torch.from_numpy(found.w2c),
+                torch.from_numpy(found.intrinsics),
+                height=found.video.shape[1],
+                width=found.video.shape[2],
+                renderer=self.config.reconstruction.renderer,
+            )
+        return Artifacts(
+            frames=found.frames,
+            rerender=to_uint8(found.rerender),
+            depth=(depth[:, 0] / found.median_depth).float().cpu().numpy(),
+            splats=encode_ply(most_visible(found.gaussians, MAX_SPLATS)),
+            estimated_c2w=estimated,
+            requested_c2w=requested,
+            scale=scale,
+            meta_view=meta_view,
+        )
+
+
+def build_reconstructor(config: ReconstructionConfig, device: str) -> Reconstructor:
+    """The reconstructor that the config names; ValueError for one that cannot use `device`."""
+    if config.backend == "da3":
+        from rewards.reconstruct.da3 import DepthAnything3
+
+        return DepthAnything3(config, device)
+    require_cpu("reconstruction.backend", config.backend, device)
+    return PhotometricReconstructor(config)

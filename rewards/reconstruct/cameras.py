@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -16,13 +16,18 @@ from rewards.reconstruct.reconstruction import ReconstructionError
 
 FLOW_STRIDE, COLOR_STRIDE = 4, 3
 """Pixels between the points of the two adjustments."""
-FLOW_STEPS, SELECTION_STEPS, COLOR_STEPS = 15, 4, 6
+FLOW_STEPS, SELECTION_STEPS = 15, 4
+COLOR_STAGES = ((10.0, 6, 1e-3), (3.0, 8, 1e-4), (1.5, 8, 1e-4))
+"""Colour difference that counts as noise, steps and tolerance of each pass over the colours. The
+first finds the way from afar; in the last ones everything that the cameras cannot explain, such as
+what is hidden in one of the frames, hardly pulls any more."""
 GROUND_SLOPE = 0.7
 """Log inverse depth at the lower edge of the image (and minus that at the upper one) in the prior:
 what is lower in a picture is usually nearer. Depth with its sign reversed, the classic ambiguity
 of small motions, explains a flow almost as well; the prior breaks the tie."""
-FLOW_PRIOR, COLOR_PRIOR = 0.3, 2.0
-"""Weights of a deviation of 1 in log inverse depth, the first one per frame."""
+FLOW_PRIOR, COLOR_PRIOR = 0.1, 2.0
+"""Weights of a deviation of 1 in log inverse depth, the first one per frame, the second one at the
+noise of the first colour stage."""
 MIN_INFORMATION = 1e-3
 """Mean share of reliable flow directions below which nothing can be followed."""
 MIN_INSIDE = 0.05
@@ -99,15 +104,19 @@ def _from_flow(
 def _from_colors(
     state: State, shape: tuple[int, int], colors: ColorTerm, middle: F32, camera: Pinhole
 ) -> tuple[State, tuple[int, int]]:
-    """Bundle adjustment on the colours of a finer grid."""
+    """Bundle adjustment on the colours of a finer grid, less and less tolerant of differences."""
     pixels, finer = point_grid(middle.shape[:2], COLOR_STRIDE)
     u, v = pixels.astype(int)
     coarse = state.log_inverse_depth.reshape(shape)
     depth = np.asarray(cv2.resize(coarse, finer[::-1]), np.float64).ravel()
-    held = (depth, np.full(len(depth), COLOR_PRIOR))
-    start = State(state.rotation, state.translation, depth)
-    on_colors = colors.at(middle[v, u])
-    return adjust(camera.rays(pixels), camera, on_colors, start, COLOR_STEPS, held), finer
+    state = State(state.rotation, state.translation, depth)
+    rays, tolerant = camera.rays(pixels), COLOR_STAGES[0][0]
+    for noise, steps, tolerance in COLOR_STAGES:
+        weight = COLOR_PRIOR * (tolerant / noise) ** 2
+        held = (state.log_inverse_depth, np.full(len(depth), weight))
+        on_colors = colors.at(middle[v, u], noise=noise)
+        state = adjust(rays, camera, on_colors, replace(state, cost=np.inf), steps, held, tolerance)
+    return state, finer
 
 
 def _require_plausible(

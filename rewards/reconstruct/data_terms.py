@@ -11,7 +11,8 @@ from rewards.reconstruct.flow import F32, gradients
 
 HUBER_PX = 0.5
 COLOR_NOISE = 10.0
-"""Colour difference (grey levels over three channels) at which a match stops to count fully."""
+"""Colour difference (grey levels over three channels) at which a match stops to count fully, unless
+another is given."""
 OUTSIDE_COST = 0.5 * float(np.log(3.0))
 """Cost of a point that leaves the image: that of a poor match, so that fleeing never pays."""
 
@@ -45,7 +46,9 @@ class ColorTerm:
         # Colour and both derivatives, sampled together; remap takes at most four channels.
         self._maps = [(frame, *gradients(frame)) for frame in targets]
 
-    def at(self, colors: F32, frames: NDArray[np.intp] | None = None) -> DataTerm:
+    def at(
+        self, colors: F32, frames: NDArray[np.intp] | None = None, noise: float = COLOR_NOISE
+    ) -> DataTerm:
         """The term of points with `colors` [P, 3], over all targets or those in `frames`."""
         maps = self._maps if frames is None else [self._maps[index] for index in frames]
         height, width = self._size
@@ -62,14 +65,14 @@ class ColorTerm:
                     cv2.remap(image, u, v, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)[:, 0]
                     for image in images
                 )
-                residual = (value - colors) / COLOR_NOISE
+                residual = (value - colors) / noise
                 squared = np.einsum("pc,pc->p", residual, residual)
                 weight = inside / (1 + squared)
                 cost += float(np.where(inside, 0.5 * np.log1p(squared), OUTSIDE_COST).sum())
-                scaled = weight / COLOR_NOISE
+                scaled = weight / noise
                 gradient[index, 0] = scaled * np.einsum("pc,pc->p", du, residual)
                 gradient[index, 1] = scaled * np.einsum("pc,pc->p", dv, residual)
-                scaled = scaled / COLOR_NOISE
+                scaled = scaled / noise
                 information[index, 0] = scaled * np.einsum("pc,pc->p", du, du)
                 information[index, 1] = scaled * np.einsum("pc,pc->p", du, dv)
                 information[index, 2] = scaled * np.einsum("pc,pc->p", dv, dv)

@@ -21,13 +21,20 @@ from rewards.gaussians import Gaussians, splat
 from rewards.reconstruct.bundle_adjustment import F64, Pinhole
 from rewards.reconstruct.cameras import estimate_cameras
 from rewards.reconstruct.colors import solve_colors
-from rewards.reconstruct.reconstruction import Reconstruction, ReconstructionError
+from rewards.reconstruct.reconstruction import (
+    Reconstruction,
+    ReconstructionError,
+    chosen_frames,
+)
 from rewards.reconstruct.surfaces import Cloud, SurfaceBuilder
 
 VERSION = "photometric-v1"
 OPACITY = 0.95
-PRE_BLUR = 1.0
-"""Pixels: a colour gradient then reaches beyond its pixel, and noise counts for less."""
+PRE_BLUR = 0.6
+"""Pixels: a colour gradient then reaches beyond its pixel, and noise counts for less. More of it
+makes a frame seen from near and one from afar unlike each other, which bends the path."""
+EXPLAINED = 0.05
+"""Colour difference (of 1, mean over channels) at which a pixel is half explained."""
 MIN_FRAMES, MIN_SIDE = 3, 32
 
 
@@ -44,12 +51,13 @@ class PhotometricReconstructor:
 
         Raises ReconstructionError when no cameras can be found.
         """
-        frames = _chosen(len(video), self.config.max_frames)
+        frames = chosen_frames(len(video), self.config.max_frames)
         video, intrinsics = _reduced(video[frames], intrinsics, self.config.max_pixels)
         if len(video) < MIN_FRAMES or min(video.shape[1:3]) < MIN_SIDE:
             raise ReconstructionError(
                 f"no camera found: {len(video)} frames of {video.shape[1]} x {video.shape[2]} "
-                f"pixels; needed: {MIN_FRAMES} frames and {MIN_SIDE} pixels a side"
+                f"pixels; needed: {MIN_FRAMES} frames and {MIN_SIDE} pixels a side",
+                retry=False,
             )
         camera = Pinhole(intrinsics[0, 0], (intrinsics[0, 2], intrinsics[1, 2]))
         raw = video.astype(np.float32)
@@ -72,6 +80,7 @@ class PhotometricReconstructor:
             gaussians=gaussians.with_colors(torch.from_numpy(colors)),
             w2c=cameras.w2c,
             intrinsics=every,
+            confidence=_confidence(video, rerender),
             frames=frames,
             video=video,
             rerender=rerender,
@@ -79,11 +88,6 @@ class PhotometricReconstructor:
             middle_depth=cloud.middle_depth,
             motion_px=cameras.motion_px,
         )
-
-
-def _chosen(frames: int, limit: int) -> NDArray[np.intp]:
-    """Indices of at most `limit` evenly spaced frames, first and last among them."""
-    return np.unique(np.linspace(0, frames - 1, min(frames, limit)).round().astype(np.intp))
 
 
 def _reduced(
@@ -98,6 +102,13 @@ def _reduced(
     small = np.stack([cv2.resize(f, size, interpolation=cv2.INTER_AREA) for f in video])
     scale = np.array([[size[0] / width], [size[1] / height], [1.0]])
     return small, intrinsics * scale
+
+
+def _confidence(video: NDArray[np.uint8], rerender: NDArray[np.float32]) -> NDArray[np.float32]:
+    """How well each pixel is explained [F, H, W], in (0, 1]: ½ at a colour difference of
+    `EXPLAINED`."""
+    difference = np.abs(video / np.float32(255) - rerender).mean(axis=-1) / EXPLAINED
+    return (1 / (1 + difference**2)).astype(np.float32)
 
 
 def _gaussians(cloud: Cloud) -> Gaussians:

@@ -91,7 +91,7 @@ def _make_group(folder: RunFolder, config: RunConfig, step: int, serial: int, da
     path = camera_path(detect_segments(PROMPT), config.rollout.frames)
     assert path is not None
     base, members = f"group_{serial:06d}", []
-    png = (Path(__file__).parents[2] / "rewards/canary/orbit.png").read_bytes()
+    png = (Path(__file__).parents[2] / "rewards/canary/orbit_consistent.png").read_bytes()
     for index in range(config.rollout.group_size):
         stem = f"{base}/member_{index:02d}"
         for name in (f"{stem}.mp4", f"{stem}_rerender.mp4"):

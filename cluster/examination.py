@@ -1,0 +1,71 @@
+"""The standing examiner of a run: known clips scored every so often, and what is wrong with it.
+
+Every `rewards.examine_every` steps one reconstruction worker scores every known-answer clip
+(`rewards/examiner.py`); the scores and the alarms become a row of kind "examiner" in
+`metrics.jsonl`. Three alarms: the order of the known clips is broken; a known clip is scored
+otherwise than at the first examination of the run; the reward rises while what it should not touch
+falls. Alarms stop nothing: a person decides.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cluster.metrics import MetricsLog
+from cluster.pools import Pool, WorkerLost
+from rewards.examiner import Rows, drift, faults
+
+Row = Mapping[str, Any]
+
+WATCHED = {"sharpness": 0.8, "motion": 0.6, "content": 0.85}
+"""Measurements of the samples that reconstruction must not eat up, and the share of their first
+value under which they are an alarm while S_recon has risen."""
+WINDOW = 5
+"""Main-phase steps that are averaged at both ends."""
+
+
+class Examination:
+    """Examines a run's reconstruction workers."""
+
+    def __init__(self, every: int, pool: Pool, metrics: MetricsLog) -> None:
+        """`every` steps; 0: never."""
+        self.every, self.pool, self.metrics = every, pool, metrics
+
+    async def examine_if_due(self, step: int) -> None:
+        """Examine after `step` optimizer steps, if it is time; say every alarm."""
+        if not self.every or step % self.every or not step:
+            return
+        with contextlib.suppress(WorkerLost):  # the pool mends itself; the next one will be held
+            rows: Rows = await self.pool.call("examine")
+            before = self.metrics.rows("examiner")
+            found = [*faults(rows), *(drift(before[0]["scores"], rows) if before else [])]
+            found += hacking(self.metrics.rows("step"))
+            self.metrics.write({"kind": "examiner", "step": step, "scores": rows, "alarms": found})
+            for alarm in found:
+                self.metrics.say(f"examiner: {alarm}")
+
+
+def hacking(steps: Sequence[Row]) -> list[str]:
+    """Alarms from a run's step rows: S_recon above its start while a watched measurement fell."""
+    main = [row for row in steps if "recon" in row["parts"]]
+    if len(main) < 2 * WINDOW:
+        return []
+    first, last = main[:WINDOW], main[-WINDOW:]
+    if not _mean(last, "parts", "recon") > _mean(first, "parts", "recon"):
+        return []
+    found = []
+    for name, share in WATCHED.items():
+        if all(name in row["raw"] for row in (*first, *last)):
+            before, now = _mean(first, "raw", name), _mean(last, "raw", name)
+            if now < share * before:
+                found.append(
+                    f"S_recon has risen while {name} fell from {before:.3g} to {now:.3g}: the "
+                    "policy may have learned to paint what is easy to reconstruct"
+                )
+    return found
+
+
+def _mean(rows: Sequence[Row], table: str, name: str) -> float:
+    return sum(float(row[table][name]["mean"]) for row in rows) / len(rows)

@@ -1,0 +1,83 @@
+"""The examiner of a run: when it examines, what it writes, and its three alarms."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.clocks import Meter
+from cluster.examination import Examination, hacking
+from cluster.local import LocalPool
+from cluster.metrics import MetricsLog
+from cluster.storage import RunFolder
+
+
+class Scorer:
+    """Answers prepared scores."""
+
+    def __init__(self, *answers: dict[str, dict[str, float]]) -> None:
+        self.answers = list(answers)
+
+    def examine(self) -> dict[str, dict[str, float]]:
+        return self.answers.pop(0)
+
+
+GOOD = {"push.consistent": {"recon": 0.9, "traj": 0.98, "psnr": 30.0}}
+BLIND = {"push.consistent": {"recon": 0.9, "traj": 0.5, "psnr": 20.0}}
+
+
+def log(tmp_path: Path, said: list[str]) -> MetricsLog:
+    return MetricsLog(RunFolder(str(tmp_path)), 100, 0, said.append)
+
+
+def test_it_examines_every_so_often_and_says_its_alarms(tmp_path: Path) -> None:
+    said: list[str] = []
+    metrics = log(tmp_path, said)
+    pool = LocalPool("reconstruction", Scorer(GOOD, GOOD, BLIND))
+    assert isinstance(pool.meter, Meter)
+    examination = Examination(10, pool, metrics)
+    for step in range(31):
+        asyncio.run(examination.examine_if_due(step))
+    rows = metrics.rows("examiner")
+    assert [row["step"] for row in rows] == [10, 20, 30]
+    assert rows[0]["alarms"] == rows[1]["alarms"] == []
+    assert rows[2]["scores"] == BLIND
+    assert rows[2]["alarms"] == [
+        "push.consistent: 20.0 dB; at least 27 are needed",
+        "push.consistent: S_traj 0.500; at least 0.95 is needed",
+        "push.consistent: traj was 0.980 and is 0.500",
+    ]
+    assert said == [f"examiner: {alarm}" for alarm in rows[2]["alarms"]]
+
+
+def test_zero_never_examines(tmp_path: Path) -> None:
+    examination = Examination(0, LocalPool("reconstruction", Scorer()), log(tmp_path, []))
+    for step in range(5):
+        asyncio.run(examination.examine_if_due(step))
+
+
+def steps(recon: tuple[float, float], **raw: tuple[float, float]) -> list[dict[str, Any]]:
+    """Ten rows: five as at the start, five as at the end; dynamic ones between."""
+    rows = []
+    for end in (0, 1):
+        measured = {name: {"mean": values[end]} for name, values in raw.items()}
+        rows += [{"parts": {"recon": {"mean": recon[end]}}, "raw": measured}] * 5
+        rows.append({"parts": {"gen": {"mean": 0.5}}, "raw": {}})
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "after"),
+    [("sharpness", 5.0, 3.9), ("motion", 2.0, 1.1), ("content", 0.9, 0.7)],
+)
+def test_a_reward_that_rises_at_the_cost_of_content_is_an_alarm(
+    name: str, before: float, after: float
+) -> None:
+    (alarm,) = hacking(steps((0.7, 0.8), **{name: (before, after)}))
+    assert f"{name} fell from {before:.3g} to {after:.3g}" in alarm
+    assert hacking(steps((0.8, 0.7), **{name: (before, after)})) == []
+    assert hacking(steps((0.7, 0.8), **{name: (before, before)})) == []
+    assert hacking(steps((0.7, 0.8), **{name: (before, after)})[:7]) == []
