@@ -108,15 +108,13 @@ def render(
     """
     means = gaussians.means
     w2c, intrinsics = w2c.to(means), intrinsics.to(means)
-    if renderer_of(renderer, means.device) == "gsplat":
-        # One view at a time: projections of all Gaussians into all views would not fit.
-        views = [
-            _by_gsplat(gaussians, w2c[f : f + 1], intrinsics[f : f + 1], height, width)
-            for f in range(len(w2c))
-        ]
-        rgb, alpha, depth = (torch.cat(parts) for parts in zip(*views, strict=True))
-    else:
-        rgb, alpha, depth = _by_torch(gaussians, w2c, intrinsics, height, width)
+    rasterise = _by_gsplat if renderer_of(renderer, means.device) == "gsplat" else _by_torch
+    # One view at a time: all Gaussians in all views at once would not fit into any memory.
+    views = [
+        rasterise(gaussians, w2c[f : f + 1], intrinsics[f : f + 1], height, width)
+        for f in range(len(w2c))
+    ]
+    rgb, alpha, depth = (torch.cat(parts) for parts in zip(*views, strict=True))
     if background is not None:
         rgb = rgb + (1 - alpha) * background.to(rgb)[None, :, None, None]
     return rgb, alpha, depth
@@ -125,16 +123,12 @@ def render(
 def _by_torch(
     gaussians: Gaussians, w2c: Tensor, intrinsics: Tensor, height: int, width: int
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """One view: `w2c` [1, 4, 4]."""
     splats = splat(gaussians, w2c, intrinsics, height, width)
     colors = gaussians.colors
     if colors.ndim == 3:
-        centres = camera_centres(w2c)
-        seen = torch.stack([seen_colors(colors, gaussians.means, centre) for centre in centres])
-        frame = splats.pixel // (height * width)
-        flat = frame * len(gaussians) + splats.gaussian
-        values = seen.reshape(-1, 3).index_select(0, flat)
-    else:
-        values = colors.index_select(0, splats.gaussian)
+        colors = seen_colors(colors, gaussians.means, camera_centres(w2c)[0])
+    values = colors.index_select(0, splats.gaussian)
     ones = torch.ones_like(values[:, :1])
     image = rasterizer.composite_pairs(splats, torch.cat([values, ones], dim=1))
     rgb, alpha = image[:, :3], image[:, 3:]
@@ -145,6 +139,7 @@ def _by_torch(
 def _by_gsplat(
     gaussians: Gaussians, w2c: Tensor, intrinsics: Tensor, height: int, width: int
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """One view: `w2c` [1, 4, 4]."""
     from gsplat import rasterization
 
     degree = None if gaussians.colors.ndim == 2 else TERMS.index(gaussians.colors.shape[1])

@@ -112,7 +112,7 @@ def load_network(model: str) -> nn.Module:
             f"rewards.reconstruction.backend = 'da3' needs the depth-anything-3 package ({error}); "
             "make its environment with `worldr1 envs build reconstruction`"
         ) from None
-    from safetensors.torch import load_file
+    from safetensors.torch import load_model
 
     folder = weights_folder(KEY, model, FILES)
     described = json.loads((folder / FILES[0]).read_text())
@@ -128,12 +128,18 @@ def load_network(model: str) -> nn.Module:
     core = getattr(network, "da3", network)
     if getattr(core, "gs_head", None) is None:
         raise WeightsMissing(f"{KEY} = {model!r} ({name}) has no Gaussian head")
-    state = {k.removeprefix("model."): v for k, v in load_file(folder / FILES[1]).items()}
+    holder = nn.Module()  # the hub's tensors are named after the package's outer class
+    holder.model = network
     try:
-        network.load_state_dict(state, strict=True)
-    except RuntimeError as error:
+        missing, _ = load_model(holder, folder / FILES[1], strict=False)
+    except RuntimeError as error:  # another shape
         reason = " ".join(str(error).split())[:300]
         raise WeightsMissing(f"{KEY} = {model!r} does not fit {name}: {reason}") from None
+    if missing:
+        raise WeightsMissing(
+            f"{KEY} = {model!r} does not fit {name}: {len(missing)} tensors are missing, the first "
+            f"is {sorted(missing)[0]}"
+        )
     return network.eval().requires_grad_(False)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save_file, save_model
 
 from prompts.camera import invert_pose
 from prompts.config import CameraConfig
@@ -77,8 +77,9 @@ def write_reduced(folder: Path, gaussian_head: bool = True) -> Path:
     torch.manual_seed(0)
     network = create_object(config)
     folder.mkdir(parents=True)
-    state = {f"model.{k}": v.contiguous() for k, v in network.state_dict().items()}
-    save_file(state, folder / "model.safetensors")
+    holder = torch.nn.Module()
+    holder.model = network
+    save_model(holder, str(folder / "model.safetensors"))
     (folder / "config.json").write_text(json.dumps({"model_name": "reduced", "config": config}))
     return folder
 
@@ -93,7 +94,7 @@ def scored(folder: Path, dtype: str) -> dict[str, Any]:
     """Video → network → renderer → scores, through the worker that a run uses."""
     config = RewardConfig(
         reconstruction=ReconstructionConfig.model_validate(
-            {"backend": "da3", "model": str(folder), "resolution": 112, "dtype": dtype}
+            {"backend": "da3", "model": str(folder), "resolution": 84, "dtype": dtype}
         )
     )
     worker = ReconstructionWorker(config, CameraConfig(), 9)
@@ -127,7 +128,7 @@ def hand_made(clip: Clip, scale: float) -> Mapping[str, Any]:
     depth = torch.from_numpy(clip.depth)[None]
     extrinsics = torch.from_numpy(invert_pose(clip.c2w)).float()[None]
     intrinsics = torch.from_numpy(clip.intrinsics).float().repeat(1, frames, 1, 1)
-    raw = torch.zeros(1, frames, height, width, 37)
+    raw = torch.zeros(1, frames, height, width, 36)
     # Order of the adapter: 2 offsets, 3 scales, 4 quaternion (xyzw), 3 x 9 harmonics.
     raw[..., 2:5] = torch.logit(torch.tensor(0.5 / 0.2 / 30.0))
     raw[..., 8] = 1.0

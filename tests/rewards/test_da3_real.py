@@ -57,9 +57,9 @@ def test_a_random_network_goes_all_the_way_to_scores(dtype: str) -> None:
     assert row["raw"]["gaussians"] > 1000
     assert row["raw"]["frames"] == 9
     assert row["raw"]["confidence"] >= 1
-    assert row["meta_view"] == [84, 112, 3]
-    assert row["rerender"] == [9, 84, 112, 3]
-    assert row["depth"] == [9, 84, 112]
+    assert row["meta_view"] == [56, 84, 3]
+    assert row["rerender"] == [9, 56, 84, 3]
+    assert row["depth"] == [9, 56, 84]
     assert row["splats"] > 10_000
     assert row["scorer"].startswith("da3-0.1.1(")
 
@@ -70,7 +70,7 @@ def test_conventions_hold_for_the_packages_own_adapter() -> None:
     assert len(rows) == 6
     for name, row in rows.items():
         assert row["traj"] == pytest.approx(1.0, abs=1e-3), name
-        assert row["psnr"] > 27, name
+        assert row["psnr"] > 22, name
         assert row["median_depth"] == pytest.approx(row["true_depth"], rel=1e-4), name
 
 
