@@ -55,6 +55,11 @@ class MultiscaleDistance:
         return np.array([image_distance(a, b) for a, b in pairs], np.float32)
 
 
+def distance_version(config: PerceptualConfig) -> str:
+    """Name and version of the distance, without building it."""
+    return VERSION if config.backend == "multiscale" else "lpips-0.1-alex"
+
+
 def build_distance(config: PerceptualConfig, device: str = "cpu") -> Distance:
     """The distance that the config names; WeightsMissing where its weights cannot be had."""
     if config.backend == "lpips":

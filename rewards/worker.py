@@ -31,7 +31,7 @@ from rewards.checks import (
 from rewards.config import ReconstructionConfig, RewardConfig
 from rewards.gaussians import render
 from rewards.metrics.independent import NoCameraFound, second_opinion
-from rewards.perceptual import Distance, build_distance
+from rewards.perceptual import Distance, build_distance, distance_version
 from rewards.ply import encode_ply, most_visible
 from rewards.reconstruct.photometric import PhotometricReconstructor
 from rewards.reconstruct.reconstruction import Reconstruction, Reconstructor
@@ -88,7 +88,7 @@ class ReconstructionWorker:
         pin_threads(threads)
         self.config, self.camera, self.frames, self.device = config, camera, frames, device
         self.reconstructor = build_reconstructor(config.reconstruction, device)
-        self.scorer = f"{self.reconstructor.version}+{config.perceptual.backend}"
+        self.scorer = f"{self.reconstructor.version}+{distance_version(config.perceptual)}"
 
     @cached_property
     def distance(self) -> Distance:
