@@ -147,6 +147,7 @@ def test_what_is_no_video_is_a_failure_with_a_reason(breaking: Breaking) -> None
         assert isinstance(general, Score | ScoreFailure)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("breaking", MAY_FAIL, ids=lambda f: f.__name__)
 def test_what_only_looks_broken_is_a_finite_score_or_a_failure(breaking: Breaking) -> None:
     shot = clip(Motion.PUSH_IN)
