@@ -273,7 +273,10 @@ def reward_methods(
     async def known_answers() -> dict[str, float]:
         return {"simulated": 1.0}
 
-    return {"score": score, "known_answers": known_answers}
+    async def examine() -> dict[str, dict[str, float]]:
+        return {}
+
+    return {"score": score, "known_answers": known_answers, "examine": examine}
 
 
 def simulated_workers(

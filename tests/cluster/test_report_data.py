@@ -72,13 +72,28 @@ def test_kept_groups_are_whole_and_change_no_bit_of_the_run(
     assert rows(with_pictures) == rows(without)
     assert load_groups(RunFolder(without.run)) == []
     groups = load_groups(RunFolder(with_pictures.run))
-    assert [(group.step, group.phase, len(group.members)) for group in groups] == [
-        (0, "main", 2),
-        (1, "main", 2),
-        (2, "dynamic", 2),
-    ]
+    phases = {0: "main", 1: "main", 2: "dynamic"}
+    assert {group.step for group in groups} == set(phases)
+    for step, phase in phases.items():
+        kept = [group for group in groups if group.step == step]
+        assert all(group.phase == phase and len(group.members) == 2 for group in kept)
+        require_extremes(kept)
+        pictured = [all(m.rerender for m in group.members) for group in kept]
+        assert any(pictured) is (phase == "main")  # one group was drawn before it was sampled
     for group in groups:
         require_whole(group, Path(with_pictures.run), with_pictures.rollout.frames)
+
+
+def require_extremes(groups: list[KeptGroup]) -> None:
+    """One best and one worst sample, with pictures where there is a reconstruction."""
+    members = [member for group in groups for member in group.members]
+    (best,) = (member for member in members if member.extreme == "best")
+    (worst,) = (member for member in members if member.extreme == "worst")
+    rewards = [member.reward for member in members if member.reward is not None]
+    assert (best.reward, worst.reward) == (max(rewards), min(rewards))
+    if groups[0].phase == "main":
+        assert best.splats
+        assert worst.splats
 
 
 def require_whole(group: KeptGroup, run: Path, frames: int) -> None:
@@ -95,6 +110,14 @@ def require_whole(group: KeptGroup, run: Path, frames: int) -> None:
             assert set(member.parts) == {"gen"}
             continue
         assert member.reward == pytest.approx(sum(member.parts.values()))
+        assert sum(member.digits) == pytest.approx(1)
+        if member.rerender is None:
+            assert member.extreme is None
+            assert member.splats is member.depth is member.overlay is None
+            continue
+        assert (base / str(member.splats)).read_bytes().startswith(b"ply\n")
+        for file in (member.depth, member.overlay):
+            assert decode_mp4((base / str(file)).read_bytes()).shape[0] == frames
         assert decode_mp4((base / str(member.rerender)).read_bytes()).shape[0] == frames
         assert Image.open(base / str(member.meta_view)).size == (96, 64)
         recovered = np.array(member.recovered_c2w)
