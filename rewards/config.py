@@ -81,7 +81,7 @@ class ReconstructionConfig(PoolConfig):
     """Orbit of the meta-view upwards."""
     pull_back: float = Field(default=0.5, gt=0, le=10, allow_inf_nan=False)
     """Distance of the `pulled_back` meta-view behind the first camera, in median scene depths."""
-    max_frames: int = Field(default=121, ge=3, le=481)
+    max_frames: int = Field(default=25, ge=3, le=481)
     """Frames that are reconstructed, evenly spaced, first and last among them; S_recon and S_traj
     are measured on them. Where a GPU's memory binds, `da3` takes two thirds of them, again and
     again until they fit, and says how many it took."""
