@@ -30,7 +30,7 @@ test: $(STAMP)
 
 # What a person runs while working: no Ray, nothing slow.
 quick: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow and not cluster and not hand and not gpu" $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not cluster and not hand and not gpu" $(ARGS)
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -95,12 +95,13 @@ async def _spread(
 
 
 def _learn(
-    name: str, shared: bool, steps: int, pairs: int, seed: int, work: Path
+    name: str, shared: bool, steps: int, pairs: int, seed: int, rate: float, work: Path
 ) -> dict[str, Any]:
     """Train, then evaluate the first and the last weights on the same held-out pairs."""
     folder_name = f"run={work / name.replace(' ', '_')}_{seed}"
     sizes = [f"steps={steps}", f"eval.prompts={pairs}", f"seed={seed}", "eval.every=0"]
-    config = _config(shared, *sizes, folder_name, "schedule.dynamic_steps=0")
+    fixed = ["schedule.dynamic_steps=0", f"learner.learning_rate={rate}"]
+    config = _config(shared, *sizes, folder_name, *fixed)
     bare = config.model_copy(update={"eval": config.eval.model_copy(update={"prompts": 0})})
     say = lambda line: print(line, flush=True)  # noqa: E731
     spent: list[float] = []
@@ -129,6 +130,7 @@ def _learn(
     return {
         "run": f"learn, {name}, seed {seed}",
         "steps": steps,
+        "learning_rate": rate,
         "pairs": total.pairs,
         "gain": round(total.gain, 4),
         "lower_95": round(total.lower, 4),
@@ -144,11 +146,14 @@ def main() -> int:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--only", choices=["spread", "learn"])
     parser.add_argument("--groups", type=int, default=6)
-    parser.add_argument("--steps", type=int, default=16)
-    parser.add_argument("--pairs", type=int, default=32)
-    parser.add_argument("--seeds", type=int, nargs="*", default=[0])
+    parser.add_argument("--steps", type=int, default=32)
+    parser.add_argument("--pairs", type=int, default=48)
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1])
+    parser.add_argument("--learning-rate", type=float, default=5e-4)
     options = parser.parse_args()
-    groups, steps, pairs = options.groups, options.steps, options.pairs
+    groups, steps, pairs, rate = (
+        options.groups, options.steps, options.pairs, options.learning_rate
+    )  # fmt: skip
     starts = [0, 1, 2, 3, 5, 7]
     if options.quick:
         groups, steps, pairs, starts = 2, 1, 2, [1]
@@ -166,7 +171,7 @@ def main() -> int:
         with tempfile.TemporaryDirectory(prefix="wr1-exploration-") as work:
             for seed in options.seeds:
                 for name, shared in SETTINGS.items():
-                    keep([_learn(name, shared, steps, pairs, seed, Path(work))])
+                    keep([_learn(name, shared, steps, pairs, seed, rate, Path(work))])
                     print(rows[-1], flush=True)
     return 0
 

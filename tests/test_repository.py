@@ -39,7 +39,12 @@ def imported(tree: ast.AST) -> set[str]:
 
 @pytest.mark.parametrize(
     "command",
-    [["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"], ["lint-imports"]],
+    [
+        ["ruff", "check", "."],
+        ["ruff", "format", "--check", "."],
+        pytest.param(["mypy"], marks=pytest.mark.slow),
+        ["lint-imports"],
+    ],
     ids=["ruff", "format", "mypy", "layers"],
 )
 def test_tool_has_no_complaint(command: list[str]) -> None:

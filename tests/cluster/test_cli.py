@@ -30,27 +30,8 @@ def unreadable_prompts(tmp_path: Path) -> str:
     return str(file)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["train", "tiyo"], ["preset", "'tiyo'", "toy"]),
-        (["train", "toy", "rolout.frames=9"], ["rolout", "unknown"]),
-        (["train", "toy", "rollout.frames=ten"], ["rollout.frames", "'ten'", "integer"]),
-        (["train", "toy", "rollout.frames=8"], ["rollout.frames", "8", "4 k + 1"]),
-        (["train", "toy", "prompts.train=/nowhere.jsonl"], ["prompts.train", "/nowhere.jsonl"]),
-        (["train", "toy", "prompts.train={tmp}/prompts.jsonl"], ["prompts.train", "1"]),
-        (["train", "toy", "policy.model=no/such/model"], ["policy.model", "no/such/model"]),
-        (
-            ["train", "toy", "rewards.judge.backend=vllm", "rewards.judge.env=/no/such/env"],
-            ["rewards.judge.env", "/no/such/env", "worldr1 envs build judge"],
-        ),
-        (["train", "toy", "rewards.aesthetic.backend=hpsv3"], ["hpsv3", "rewards.aesthetic.env"]),
-        (["train", "toy", "--run", "/proc/nothing/here"], ["run", "/proc/nothing", "not writable"]),
-        (["train", "toy", "--run", "nosuchscheme://bucket/run"], ["run", "nosuchscheme"]),
-        (["demo", "rollout.height=10"], ["rollout.height", "10"]),
-    ],
-)
-def test_wrong_start(tmp_path: Path, arguments: list[str], words: list[str]) -> None:
+def require_refusal(tmp_path: Path, arguments: list[str], words: list[str]) -> None:
+    """One sentence with these words, exit code 2, nothing written."""
     unreadable_prompts(tmp_path)
     run = tmp_path / "run"
     filled = [argument.replace("{tmp}", str(tmp_path)) for argument in arguments]
@@ -64,6 +45,41 @@ def test_wrong_start(tmp_path: Path, arguments: list[str], words: list[str]) -> 
     for word in words:
         assert word in lines[0]
     assert not any(run.glob("**/*.json*"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train", "tiyo"], ["preset", "'tiyo'", "toy"]),
+        (["train", "toy", "rolout.frames=9"], ["rolout", "unknown"]),
+        (["train", "toy", "rollout.frames=ten"], ["rollout.frames", "'ten'", "integer"]),
+        (["train", "toy", "rollout.frames=8"], ["rollout.frames", "8", "4 k + 1"]),
+        (["demo", "rollout.height=10"], ["rollout.height", "10"]),
+    ],
+)
+def test_wrong_configuration(tmp_path: Path, arguments: list[str], words: list[str]) -> None:
+    require_refusal(tmp_path, arguments, words)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train", "toy", "prompts.train=/nowhere.jsonl"], ["prompts.train", "/nowhere.jsonl"]),
+        (["train", "toy", "prompts.train={tmp}/prompts.jsonl"], ["prompts.train", "1"]),
+        (["train", "toy", "policy.model=no/such/model"], ["policy.model", "no/such/model"]),
+        (
+            ["train", "toy", "rewards.judge.backend=vllm", "rewards.judge.env=/no/such/env"],
+            ["rewards.judge.env", "/no/such/env", "worldr1 envs build judge"],
+        ),
+        (["train", "toy", "rewards.aesthetic.backend=hpsv3"], ["hpsv3", "rewards.aesthetic.env"]),
+        (["train", "toy", "--run", "/proc/nothing/here"], ["run", "/proc/nothing", "not writable"]),
+        (["train", "toy", "--run", "nosuchscheme://bucket/run"], ["run", "nosuchscheme"]),
+    ],
+)
+def test_wrong_file_or_folder(tmp_path: Path, arguments: list[str], words: list[str]) -> None:
+    """Shows when files are looked at, after torch and Ray were imported."""
+    require_refusal(tmp_path, arguments, words)
 
 
 def test_an_environment_that_is_not_there_is_named() -> None:

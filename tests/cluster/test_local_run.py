@@ -45,6 +45,7 @@ def test_same_seed_same_weights_and_a_resumed_run_equals_an_undisturbed_one(
     assert set(rows[2]["parts"]) == {"gen"}
 
 
+@pytest.mark.slow
 def test_learning_rate_zero_moves_nothing(smallest: Build) -> None:
     config = smallest("learner.learning_rate=0", "eval.prompts=2", "steps=2")
     lines: list[str] = []
@@ -69,6 +70,7 @@ def test_learning_rate_zero_moves_nothing(smallest: Build) -> None:
     assert any(line.startswith("proof  ratio       ok") for line in lines)
 
 
+@pytest.mark.slow
 def test_finished_run_is_not_trained_again(smallest: Build) -> None:
     config = smallest("steps=1")
     checksum = run(config)
@@ -78,6 +80,7 @@ def test_finished_run_is_not_trained_again(smallest: Build) -> None:
     assert len(steps(config)) == 1
 
 
+@pytest.mark.slow
 def test_run_killed_before_its_last_evaluation_makes_up_for_it(smallest: Build) -> None:
     config = smallest("steps=1", "eval.prompts=1")
     checksum = run(config)
@@ -89,6 +92,7 @@ def test_run_killed_before_its_last_evaluation_makes_up_for_it(smallest: Build) 
     assert len(steps(config)) == 1
 
 
+@pytest.mark.slow
 def test_another_configuration_is_refused_with_the_differing_keys(smallest: Build) -> None:
     run(smallest("steps=1"))
     with pytest.raises(ConfigError, match=r"learner\.learning_rate"):

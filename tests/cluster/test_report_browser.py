@@ -15,6 +15,8 @@ from cluster.report.page import write_report
 from tests.cluster.browser import open_browser, open_page
 from tests.cluster.made_run import PROMPT, make_run
 
+pytestmark = pytest.mark.slow
+
 FIRST_PAINT_S = 1.0
 
 POINTS = """name => {

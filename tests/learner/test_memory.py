@@ -149,6 +149,7 @@ def test_learner_estimate_is_the_live_peak_of_a_sharded_rank(
     assert used == pytest.approx(measured, rel=TOLERANCE)
 
 
+@pytest.mark.slow
 def test_learner_estimate_follows_batch_and_checkpointing() -> None:
     """1.3B cut to four blocks: two clips; and every activation stored."""
     shape = WanShape(heads=12, head_dim=128, ffn_dim=8960, layers=4)
@@ -169,7 +170,10 @@ def test_rollout_estimate_is_the_live_peak(size: str, clips: int) -> None:
     assert held + estimate.transient["forward"] == pytest.approx(measured, rel=TOLERANCE)
 
 
-@pytest.mark.parametrize(("frames", "height", "width"), [(81, 480, 832), (17, 320, 512)])
+@pytest.mark.parametrize(
+    ("frames", "height", "width"),
+    [pytest.param(81, 480, 832, marks=pytest.mark.slow), (17, 320, 512)],
+)
 def test_decoder_estimate_is_the_live_peak(frames: int, height: int, width: int) -> None:
     with torch.device("meta"):
         vae = AutoencoderKLWan().requires_grad_(False).eval()

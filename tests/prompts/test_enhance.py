@@ -71,7 +71,7 @@ def endpoint(reply: Callable[[str, int], Reply]) -> Iterator[tuple[str, list[dic
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     try:
         yield f"http://127.0.0.1:{server.server_port}/v1", asked

@@ -141,6 +141,7 @@ def rebuilt(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["train", "dynamic", "test", "eval"])
 def test_seed_0_reproduces_the_shipped_file_byte_for_byte(rebuilt: Path, name: str) -> None:
     assert (rebuilt / f"{name}.jsonl").read_bytes() == (DATA / f"{name}.jsonl").read_bytes()

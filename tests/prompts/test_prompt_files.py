@@ -85,7 +85,7 @@ def site(tmp_path: Path) -> Iterator[tuple[Path, str]]:
 
     handler = functools.partial(Quiet, directory=str(tmp_path))
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     try:
         yield tmp_path, f"http://127.0.0.1:{server.server_port}"

@@ -132,6 +132,7 @@ def test_statistics_count_what_is_there() -> None:
     assert "near duplicates: 0 of 2 prompts (Jaccard 0.8 on word 5-grams)" in lines
 
 
+@pytest.mark.slow
 def test_the_shipped_files_pass_every_gate() -> None:
     from prompts.dataset import _BUILT_IN
 

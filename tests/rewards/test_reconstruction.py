@@ -41,6 +41,7 @@ def test_cameras_of_every_motion_are_found(motion: Motion) -> None:
     assert psnr(shot.video / 255, result.rerender) > 26
 
 
+@pytest.mark.slow
 def test_the_median_over_motions_is_well_below_one_degree_also_after_blur_and_noise() -> None:
     for spoil in (lambda v: v, decoded):
         errors, scores = [], []

@@ -41,6 +41,7 @@ def geometry(video: np.ndarray, prompt: Prompt) -> float:
     return parts["recon"] + parts["traj"]
 
 
+@pytest.mark.slow
 def test_a_consistent_clip_outscores_each_corruption_on_average() -> None:
     """S_recon + S_traj over two motions: by 0.15 (a shaken camera that films a rigid world is the
     mildest), by more where the world itself breaks."""
@@ -183,6 +184,7 @@ def test_a_broken_video_is_a_failure_and_a_wrong_device_an_error() -> None:
         JudgeWorker(CONFIG, "cpu", 0)
 
 
+@pytest.mark.slow
 def test_known_answers_hold_for_every_worker() -> None:
     rows = RECONSTRUCTION.known_answers()
     assert set(rows) == {

@@ -67,6 +67,7 @@ def test_a_perfect_velocity_has_no_flow_loss() -> None:
     assert loss.item() < 1e-6
 
 
+@pytest.mark.slow
 def test_training_resumes_from_its_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     latents = torch.randn(264, 16, 3, 8, 12).half()
