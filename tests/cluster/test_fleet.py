@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -107,6 +108,17 @@ def check_against_layout(config: RunConfig) -> None:
     placement.release()
 
 
+def check_the_doctor(config: RunConfig) -> None:
+    """Every raylet looks at itself: all is well but for the GPUs, which are only logical."""
+    from cluster.handles import check_cluster
+
+    found = {finding.check: finding for finding in check_cluster(config)}
+    fine = {name for name, finding in found.items() if finding.ok}
+    assert {"versions", "clocks", "layout", "environments", "model", "store", "ports"} <= fine
+    assert "no node shows a GPU" in found["GPUs"].text
+    assert "H100 GPUs" in found["layout"].text
+
+
 def whole(*overrides: str) -> RunConfig:
     """The toy preset with a GPU for every worker, but for what is overridden."""
     pools = ("reconstruction", "judge", "aesthetic")
@@ -136,9 +148,10 @@ def test_every_worker_of_a_preset_is_where_the_layout_wants_it(preset: str, node
         check_against_layout(config)
 
 
-def test_mixed_types_fractions_and_a_node_that_comes_later() -> None:
+def test_mixed_types_fractions_and_a_node_that_comes_later(tmp_path: Path) -> None:
     with fleet(["H100", "H100", "A100"], gpus=4) as cluster:
         config = whole(
+            f"run={tmp_path / 'run'}",
             "rollout.workers=4",
             "learner.ranks=4",
             "placement.learner_gpu=H100",
@@ -149,6 +162,7 @@ def test_mixed_types_fractions_and_a_node_that_comes_later() -> None:
             "rewards.judge.gpus=0.5",
             "rewards.aesthetic.gpus=0.5",
         )
+        check_the_doctor(config)
         check_against_layout(config)
         larger = whole("rollout.workers=8", "learner.ranks=4", "placement.timeout_s=20")
         with pytest.raises(PlacementError, match=r"needs 16 GPUs .* the cluster has 12 free"):
