@@ -1,8 +1,8 @@
 """What one group, clip or update costs one worker: measured where there is a figure, else
 arithmetic from counted operations and a stated share of the GPU's rate. Without torch or Ray.
 
-Not counted: start-up, checkpoints, evaluations, and the network between workers, of which a step
-moves megabytes.
+Not counted: start-up, checkpoints, evaluations, rendering and perceptual distance of a
+reconstruction, and the network between workers, over which a step moves megabytes.
 """
 
 from __future__ import annotations
@@ -173,7 +173,7 @@ def reward_costs(config: RunConfig, gpu: GpuType) -> dict[str, Cost]:
     }
     rate = gpu.bf16 * REWARD_UTILISATION
     if rewards.reconstruction.backend != "photometric":
-        costs["reconstruction"] = _da3(frames, reconstruction_side(config), rollout, rate)
+        costs["reconstruction"] = _da3(frames, rewards.reconstruction.resolution, rollout, rate)
     if rewards.judge.backend != "embedded":
         tokens = rollout.height * rollout.width // 32**2 + RUBRIC_TOKENS
         costs["judge"] = _language(1, tokens, JUDGE_PARAMETERS, rate)
@@ -191,11 +191,6 @@ def _embedded(kind: str, pixels: int) -> Cost:
         f"{EMBEDDED_S[kind]} s of CPU for a toy clip (measured) x {pixels / TOY_PIXELS:,.1f} "
         "times its pixels",
     )
-
-
-def reconstruction_side(config: RunConfig) -> int:
-    """Longer side of what the learned reconstructor sees."""
-    return int(config.rewards.model_dump()["reconstruction"].get("resolution", 504))
 
 
 def _da3(frames: int, resolution: int, rollout: Any, rate: float) -> Cost:

@@ -20,7 +20,6 @@ from cluster.costs import (
     JUDGE_PARAMETERS,
     Cost,
     model_shape,
-    reconstruction_side,
     unit_costs,
 )
 from cluster.gpus import GpuType
@@ -224,7 +223,7 @@ def _reward_memory(config: RunConfig) -> dict[str, tuple[int, str]]:
     rewards, rollout = config.rewards, config.rollout
     frames = min(rewards.reconstruction.max_frames, rollout.frames)
     long, short = max(rollout.width, rollout.height), min(rollout.width, rollout.height)
-    side = reconstruction_side(config)
+    side = rewards.reconstruction.resolution
     gaussians = frames * side * round(side * short / long)
     # 38 float32 values a Gaussian, twice while they are filtered; frames before and after; a map of
     # 256 channels in the heads, eight frames at a time.
