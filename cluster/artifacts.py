@@ -28,7 +28,7 @@ from cluster.pools import Pool, Rewards, SampleScores
 from cluster.storage import RunFolder
 from cluster.video import encode_mp4
 from learner.batch import advantages, flat_keys
-from learner.config import LearnerConfig
+from learner.config import LearnerConfig, ScheduleConfig
 from learner.schedule import Phase
 from rewards.config import ArtifactsConfig
 from rewards.worker import Artifacts
@@ -101,11 +101,22 @@ class KeptGroup(BaseModel):
     """All samples, by place."""
 
 
-def groups_to_keep(config: ArtifactsConfig, step: int, steps: int) -> int:
-    """How many groups of a step are kept: of the first, middle and last, and every so often."""
-    chosen = step in (0, (steps - 1) // 2, steps - 1)
+def groups_to_keep(config: ArtifactsConfig, step: int, steps: int, schedule: ScheduleConfig) -> int:
+    """How many groups of a step are kept: of the first, middle and last, and every so often.
+
+    Nobody reconstructs the clips of a dynamic step: where the middle or the last step is one, the
+    main step before it keeps groups too.
+    """
+    chosen = {0, (steps - 1) // 2, steps - 1}
+    chosen |= {_main_step_before(other, schedule) for other in chosen}
     periodic = config.every > 0 and step % config.every == 0
-    return config.keep if chosen or periodic else 0
+    return config.keep if step in chosen or periodic else 0
+
+
+def _main_step_before(step: int, schedule: ScheduleConfig) -> int:
+    """`step` or the nearest main step before it; 0 where there is none."""
+    beyond = step % (schedule.main_steps + schedule.dynamic_steps) - schedule.main_steps
+    return step if beyond < 0 else max(step - beyond - 1, 0)
 
 
 def step_folder(step: int) -> str:

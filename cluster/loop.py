@@ -112,7 +112,9 @@ class Trainer:
             self._phases,
             config.max_staleness,
             self.ledger.add,
-            lambda step: groups_to_keep(config.rewards.artifacts, step, config.steps),
+            lambda step: groups_to_keep(
+                config.rewards.artifacts, step, config.steps, config.schedule
+            ),
         )
         limits = config.rewards
         reconstruction = workers.rewards.pools["reconstruction"]

@@ -10,9 +10,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from cluster.artifacts import KeptGroup, load_groups
-from cluster.config import ConfigError, RunConfig, from_tree
+from cluster.config import ConfigError, RunConfig
 from cluster.evaluate import EvalSample, load_evaluation, scores_file
-from cluster.storage import RunFolder
+from cluster.storage import RunFolder, stored_config
 from learner.config import ScheduleConfig
 from learner.schedule import phase_of
 
@@ -56,19 +56,15 @@ class RunData:
 def load_run(url: str) -> RunData:
     """Read a run. ConfigError in one sentence where there is none, or its files are torn."""
     folder = RunFolder(url)
+    config = stored_config(folder)
     try:
-        config = from_tree(json.loads(folder.read_text("config.json")))
         text = folder.read_text("metrics.jsonl") if folder.exists("metrics.jsonl") else ""
         rows = [json.loads(line) for line in text.splitlines()]
         groups = tuple(load_groups(folder))
-    except (FileNotFoundError, NotADirectoryError):
-        raise ConfigError(f"RUN = {url!r} is not a run: it has no config.json") from None
     except ValidationError as error:
         raise ConfigError(
             f"RUN = {url!r} holds a kept group that cannot be read ({error.error_count()} errors)"
         ) from None
-    except ConfigError as error:
-        raise ConfigError(f"RUN = {url!r} was made by another version: {error}") from None
     except (ValueError, OSError) as error:
         raise ConfigError(f"RUN = {url!r} cannot be read: {error}") from None
     of = {

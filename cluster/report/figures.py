@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,7 +38,8 @@ GUARDED = {
     "psnr": "PSNR of the re-rendering (dB)",
 }
 """What a policy would sacrifice to please the proxy, by its name in `raw`."""
-
+LEAST_SHARE = 0.1
+"""Share of its mean that the axis of a guarded measurement reaches up and down at least."""
 
 PIPELINE = ("rollout", "reconstruction", "judge", "aesthetic", "learner")
 """Stages in the order in which a sample passes them."""
@@ -138,12 +139,12 @@ def policy_plots(run: RunData) -> list[Plot]:
     )  # fmt: skip
     ratio.update_yaxes(title_text="largest |r - 1|", rangemode="tozero")
     muted = figure()
-    for name, title, color in (
-        ("muted_positive", "of A > 0", PARTS["meta"]),
-        ("muted_negative", "of A < 0", PARTS["traj"]),
+    for name, title, color, dash in (
+        ("muted_positive", "of A > 0", PARTS["meta"], "solid"),
+        ("muted_negative", "of A < 0", PARTS["traj"], "dash"),  # both are 0 in most runs
     ):
         x, y = series(run.steps, "learner", name)
-        muted.add_trace(line(x, y, title, color))
+        muted.add_trace(line(x, y, title, color, dash=dash))
     muted.update_yaxes(title_text="share without gradient", range=[-0.03, 1.03])
     norm = figure()
     x, y = series(run.steps, "grad_norm")
@@ -170,39 +171,64 @@ def guard_plots(run: RunData) -> list[Plot]:
     """The proxy beside each measurement that a reward hacker would give up."""
     plots = []
     spans = dynamic_spans(run.config.schedule, run.done)
+    proxy_x, proxy = pieces(*series(run.steps, "reward", "mean"), spans)
     for name, title in GUARDED.items():
-        x, y = series(run.steps, "raw", name, "mean")
+        xs, ys = pieces(*series(run.steps, "raw", name, "mean"), spans)
         at, held = series(run.evals, "raw", name, "mean")
-        if not x and not at:
+        if not xs and not at:
             continue
         plot = figure(260)
-        proxy_x, proxy = series(run.steps, "reward", "mean")
-        for xs, ys, label, color, axis, width in (
-            (*pieces(proxy_x, proxy, spans), "reward", "#9aa3b2", "y2", 1.6),
-            (*pieces(x, y, spans), name, PARTS["recon"], "y", 2.4),
+        curves = {"y2": smoothed(proxy), "y": smoothed(ys)}
+        for axis, points, label, color, width in (
+            ("y2", proxy_x, "reward", "#9aa3b2", 1.6),
+            ("y", xs, name, PARTS["recon"], 2.4),
         ):
-            soft = joined(smoothed(ys))
-            plot.add_trace(line(joined(xs), soft, label, color, width=width).update(yaxis=axis))
+            soft = line(joined(points), joined(curves[axis]), label, color, width=width)
+            plot.add_trace(soft.update(yaxis=axis))
         if at:
             plot.add_trace(
                 line(at, held, f"{name}, held out", PARTS["recon"], width=1, dash="dash").update(
                     mode="lines+markers", marker={"symbol": "diamond", "size": 8}
                 )
             )
+        mark_phases(plot, spans)
+        ranges = _equal_shares(
+            [v for piece in curves["y2"] for v in piece],
+            [*held, *(v for piece in curves["y"] for v in piece)],
+        )
         plot.update_layout(
+            yaxis={"range": ranges[1]},
             yaxis2={
                 "overlaying": "y",
                 "side": "right",
                 "showgrid": False,
                 "title": {"text": "reward", "standoff": 6, "font": {"size": 12, "color": MUTED}},
                 "tickfont": {"color": MUTED},
-                "tickformat": ".2f",
                 "nticks": 5,
+                "tickmode": "auto",  # an overlaid axis would take the other's places
+                "range": ranges[0],
             },
-            margin={"r": 62},
+            margin={"r": 66},
         )
         plots.append(Plot(f"guard-{name}", title[:1].upper() + title[1:], "", plot))
     return plots
+
+
+def _equal_shares(*curves: Sequence[float]) -> list[list[float] | None]:
+    """Axis ranges that span the same share of each curve's mean, at least `LEAST_SHARE` up and
+    down, so that a small drift looks small and a rise of one compares with a fall of the other;
+    None, left to the library, where a curve has no mean to speak of."""
+    middles = [sum(curve) / len(curve) if curve else 0.0 for curve in curves]
+    shares = [
+        max(abs(value - middle) for value in curve) / abs(middle)
+        for curve, middle in zip(curves, middles, strict=True)
+        if abs(middle) > 1e-9
+    ]
+    share = max([LEAST_SHARE, *(1.15 * share for share in shares)])
+    return [
+        [middle - share * abs(middle), middle + share * abs(middle)] if abs(middle) > 1e-9 else None
+        for middle in middles
+    ]
 
 
 def clock_plots(run: RunData) -> list[Plot]:
@@ -215,13 +241,14 @@ def clock_plots(run: RunData) -> list[Plot]:
     x, y = series(run.steps, "seconds", "step")
     clocks.add_trace(line(x, y, "whole step", TOTAL, width=1.2, dash="dot"))
     clocks.update_yaxes(title_text="seconds", rangemode="tozero")
+    mark_phases(clocks, dynamic_spans(run.config.schedule, run.done))
     lost = figure()
     for number, (name, rows) in enumerate(_losses(run.steps).items()):
         x, y = series(rows, "count")
         lost.add_trace(
             go.Bar(x=x, y=y, name=name, marker={"color": STAGES[number]}, hovertemplate="%{y}")
         )
-    lost.update_layout(barmode="stack")
+    lost.update_layout(barmode="stack", showlegend=True)
     most = max(
         (sum(row["groups"].values()) + row["failed_members"] for row in run.steps), default=0
     )

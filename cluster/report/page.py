@@ -35,6 +35,17 @@ GALLERY_COLUMNS = 6
 GALLERY_PROMPTS = 12
 FEW_STEPS = 12
 """Runs of no more steps have a tick at each of them."""
+FIGURES = {
+    "recon": "S_recon",
+    "traj": "S_traj",
+    "meta": "S_meta",
+    "gen": "R_gen",
+    "psnr": "PSNR of the re-rendering, dB",
+    "content": "content, share of objects found",
+    "sharpness": "sharpness, grey levels",
+    "motion": "motion, px per frame",
+}
+"""Names of figures as the table shows them."""
 WORSE = -0.05
 """Relative change of a guarded measurement that is worth a look."""
 
@@ -80,7 +91,8 @@ def _sections(run: RunData) -> list[dict[str, Any]]:
             "title": "Is it real?",
             "lead": "A policy can please a proxy by giving something else up: blur is easy to "
             "reconstruct, a still camera never errs, an empty scene is consistent. The proxy "
-            "(grey, right axis, main phase only) beside what it could be bought with.",
+            "(grey, right axis, main phase only) beside what it could be bought with. The two "
+            "axes of a plot span the same percentage of their curve's mean.",
             "alarms": alarm_texts(run),
             "plots": [*gold_plot(run), *guard_plots(run)],
         },
@@ -120,6 +132,8 @@ def _render(run: RunData, sections: Sequence[dict[str, Any]], figures: set[str])
         url=run.url,
         run=run,
         tiles=_tiles(run, gains),
+        facts=_facts(run),
+        figures=FIGURES,
         gains=gains,
         worse=_is_worse,
         sections=sections,
@@ -146,8 +160,9 @@ def _gains(run: RunData) -> list[Gain]:
 
 
 def signed(value: float, digits: int) -> str:
-    """A change as it is printed: a sign always, and a minus as wide as a plus."""
-    return f"{value:+.{digits}f}".replace("-", "−")
+    """A change as it is printed: a sign unless it rounds to 0, and a minus as wide as a plus."""
+    text = f"{value:+.{digits}f}"
+    return text[1:] if float(text) == 0 else text.replace("-", "−")
 
 
 def _is_worse(gain: Gain) -> bool:
@@ -189,6 +204,20 @@ def _tiles(run: RunData, gains: Sequence[Gain]) -> list[dict[str, str]]:
         kl = run.steps[-1]["learner"].get("kl", 0.0)
         tiles.append({"label": "KL", "value": f"{kl:.2e}", "note": "to the untrained policy"})
     return tiles
+
+
+def _facts(run: RunData) -> list[str]:
+    """What was trained on what, in a line."""
+    rollout, learner = run.config.rollout, run.config.learner
+    schedule = run.config.schedule
+    return [
+        run.config.policy.model,
+        f"{rollout.frames} frames of {rollout.height} × {rollout.width}",
+        f"{rollout.groups_per_step} groups of {rollout.group_size} a step",
+        f"LoRA rank {run.config.policy.lora.rank}, learning rate {learner.learning_rate:g}",
+        f"{schedule.main_steps} main and {schedule.dynamic_steps} dynamic steps in turn",
+        f"seed {run.config.seed}",
+    ]
 
 
 def _by_step(run: RunData) -> list[dict[str, Any]]:

@@ -34,12 +34,13 @@ def camera_figure(group: KeptGroup) -> go.Figure | None:
     size = 0.17 * max(
         float(np.ptp(np.concatenate([p[:, :3, 3] for p in every]), axis=0).max()), 0.5
     )
-    plot = figure(430)
+    plot = figure(400)
     best = max(abs(m.advantage or 0.0) for m in recovered) or 1.0
     for member, c2w in zip(recovered, every[1:], strict=True):
         advantage = member.advantage or 0.0
         color = _shade(advantage / best)
-        _add_path(plot, c2w, f"{member.member + 1}: A {advantage:+.2f}", color, 3.0)
+        name = f"{member.member + 1}: A {advantage:+.2f}".replace("-", "−")
+        _add_path(plot, c2w, name, color, 3.0)
         _add_frusta(plot, c2w[-1:], size * 0.6, color, 1.5)
     _add_path(plot, requested, "requested", INK, 6.0)
     marked = np.unique(np.linspace(0, len(requested) - 1, MARKED).round().astype(int))
@@ -57,14 +58,21 @@ def camera_figure(group: KeptGroup) -> go.Figure | None:
     plot.update_layout(
         hovermode="closest",
         margin={"l": 0, "r": 0, "t": 0, "b": 0},
-        legend={"orientation": "v", "x": 0, "y": 1, "yanchor": "top", "font": {"size": 11}},
+        legend={
+            "orientation": "v",
+            "x": 0,
+            "y": 1,
+            "yanchor": "top",
+            "font": {"size": 11},
+            "bgcolor": "rgba(255, 255, 255, 0)",
+        },
         scene={
             "xaxis": axis | {"title": {"text": "right", **small}},
             "yaxis": axis | {"title": {"text": "forward", **small}},
             "zaxis": axis | {"title": {"text": "up", **small}},
             "aspectmode": "data",
-            "camera": {"eye": {"x": 1.2, "y": -2.0, "z": 1.1}, "center": {"z": -0.12}},
-            "domain": {"x": [0.13, 1]},
+            "camera": {"eye": {"x": 1.28, "y": -2.1, "z": 1.15}, "center": {"z": -0.1}},
+            "domain": {"x": [0.2, 1]},
         },
     )
     return plot

@@ -29,6 +29,7 @@ def figure(height: int = 280) -> go.Figure:
         "ticklen": 4,
         "exponentformat": "power",
         "title": {"standoff": 10, **small},
+        "automargin": True,
     }
     steps = axis | {"title": {"text": "optimizer steps", "standoff": 8, **small}, "tickformat": "d"}
     layout: dict[str, Any] = {

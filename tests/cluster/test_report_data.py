@@ -18,17 +18,25 @@ from cluster.report.figures import clock_plots
 from cluster.runs import in_this_process, run_training
 from cluster.storage import RunFolder
 from cluster.video import decode_mp4
+from learner.config import ScheduleConfig
 from rewards.config import ArtifactsConfig
 from tests.cluster.made_run import make_run
 
 
 def test_first_middle_and_last_step_keep_groups() -> None:
+    """Of a dynamic step's clips there is no reconstruction: the main step before it is kept too."""
+
+    def kept(policy: ArtifactsConfig, steps: int, main: int, dynamic: int) -> list[int]:
+        schedule = ScheduleConfig(main_steps=main, dynamic_steps=dynamic)
+        every = range(steps)
+        return [step for step in every if groups_to_keep(policy, step, steps, schedule)]
+
     policy = ArtifactsConfig(keep=2)
-    assert [step for step in range(9) if groups_to_keep(policy, step, 9)] == [0, 4, 8]
-    assert [step for step in range(2) if groups_to_keep(policy, step, 2)] == [0, 1]
-    often = ArtifactsConfig(keep=1, every=3)
-    assert [step for step in range(9) if groups_to_keep(often, step, 9)] == [0, 3, 4, 6, 8]
-    assert not any(groups_to_keep(ArtifactsConfig(keep=0, every=1), step, 9) for step in range(9))
+    assert kept(policy, 9, main=100, dynamic=50) == [0, 4, 8]
+    assert kept(policy, 2, main=100, dynamic=50) == [0, 1]
+    assert kept(policy, 24, main=8, dynamic=4) == [0, 7, 11, 19, 23]
+    assert kept(ArtifactsConfig(keep=1, every=3), 9, main=100, dynamic=0) == [0, 3, 4, 6, 8]
+    assert kept(ArtifactsConfig(keep=0, every=1), 9, main=100, dynamic=0) == []
 
 
 def test_pools_that_came_and_went_are_shown_with_their_workers(
