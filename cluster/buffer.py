@@ -34,6 +34,11 @@ REJECTIONS: dict[Rejection, str] = {
 class NoProgressError(RunStopped):
     """So many groups were rejected that the step cannot be filled."""
 
+    advice = (
+        "read why samples failed (`failures` in metrics.jsonl), mend the scorer that it names, "
+        "then start the same command again"
+    )
+
 
 @dataclass(frozen=True, slots=True)
 class MemberReward:

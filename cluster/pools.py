@@ -41,6 +41,11 @@ JUDGED_PHASES: dict[Phase, tuple[RewardKind, ...]] = {
 class WorkerLost(RunStopped):
     """A worker died more often than a call is retried."""
 
+    advice = (
+        "read in the worker's log why it died (Ray's dashboard, or `ray logs`; often memory), then "
+        "start the same command again: it goes on from the newest checkpoint"
+    )
+
 
 class LearnerLost(RunStopped):
     """A rank died, froze or lost touch with the others: all of them have to be replaced."""
@@ -136,6 +141,11 @@ class GroupRollout:
 
 class DeliveryError(RunStopped):
     """A worker holds other weights than those it was sent."""
+
+    advice = (
+        "make sure that every node runs the same version of this code and of torch, then start the "
+        "same command again"
+    )
 
 
 def _require_published(held: WeightsVersion, published: WeightsVersion, what: str) -> None:

@@ -33,6 +33,11 @@ MAX_LOSSES = 3
 class AccountError(RunStopped):
     """Weights that were loaded are not those that the checkpoint speaks of."""
 
+    advice = (
+        "move that checkpoint's folder away, so that the one before it is used, then start the "
+        "same command again"
+    )
+
 
 @dataclass(slots=True)
 class _Held:

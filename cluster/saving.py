@@ -29,6 +29,8 @@ POLL_S = 0.1
 class SaveFailed(RunStopped):
     """The store refuses, for a reason that waiting does not mend."""
 
+    advice = "give room and access below the run's URL, then start the same command again"
+
 
 class Saver:
     """Makes the run's state durable; the loop's only way to write a checkpoint."""

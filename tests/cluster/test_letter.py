@@ -42,6 +42,21 @@ def test_losses_are_counted(
         assert len(error.__notes__) == 4
 
 
+def test_every_kind_of_stop_says_what_to_do() -> None:
+    """All of them, found by import; one clause each, and its own where a repeat would not help."""
+    import cluster.pools
+    import cluster.ray_pool
+    import cluster.startup  # noqa: F401  for their subclasses
+
+    kinds = RunStopped.__subclasses__()
+    assert {kind.__name__ for kind in kinds} >= {"DivergedError", "WorkerLost", "SaveFailed"}
+    for kind in kinds:
+        assert "start" in kind.advice, kind
+        assert not kind.advice.endswith("."), kind
+        if kind.__name__ != "LearnerLost":
+            assert kind.advice != RunStopped.advice, kind
+
+
 def test_dead_actor_is_named_with_its_process_and_node() -> None:
     error = ActorDiedError()
     error.args = ("The actor died.\n\tclass_name: LearnerRank\n\tpid: 77\n\tip: 10.0.0.3\nmore",)
