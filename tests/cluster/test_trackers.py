@@ -65,6 +65,41 @@ def test_events_reach_a_store_that_is_no_disk() -> None:
     assert len(folder.read_bytes(name)) > 200
 
 
+@pytest.mark.hand
+@pytest.mark.skipif(importlib.util.find_spec("wandb") is None, reason="wandb is not installed")
+def test_offline_runs_of_wandb_share_an_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A start and its resume: two offline folders of one id, whose steps follow one another."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    folder = RunFolder(str(tmp_path))
+    first = open_tracker("wandb", folder, 0, None, {"steps": 3})
+    for step in range(2):
+        first.log({**step_row(step, "main"), "loss": float(step)})
+    first.close()
+    second = open_tracker("wandb", folder, 2, first.run_id, {"steps": 3})
+    second.log({**step_row(2, "main"), "loss": 2.0})
+    second.close()
+    assert second.run_id == first.run_id
+    files = sorted((tmp_path / "wandb").glob(f"offline-run-*-{first.run_id}*/*.wandb"))
+    assert [wandb_steps(file) for file in files] == [[1, 2], [3]]
+
+
+def wandb_steps(file: Path) -> list[int]:
+    """`optimizer_step` of every logged row of an offline run."""
+    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.sdk.internal.datastore import DataStore
+
+    store, steps = DataStore(), []
+    store.open_for_scan(str(file))
+    while (data := store.scan_data()) is not None:
+        record = Record()
+        record.ParseFromString(data)
+        for item in record.history.item:
+            if "optimizer_step" in (item.key, *item.nested_key):
+                steps.append(int(float(item.value_json)))
+    return steps
+
+
 @pytest.mark.skipif(importlib.util.find_spec("wandb") is not None, reason="wandb is installed")
 def test_missing_package_is_one_sentence(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
