@@ -7,7 +7,7 @@ particular to the model family is in `actors/wan.py` alone. Source: method secti
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
 import numpy as np
@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from actors import lora, wan
 from actors.config import PolicyConfig
 from actors.trajectory import LoraWeights, weights_checksum
+from prompts.schema import Prompt
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+"""Torch's names of `policy.dtype`."""
 
 
 def velocity(
@@ -105,7 +107,7 @@ class Policy:
 
         ValueError if a directory lacks a component or the adapter matches nothing.
         """
-        device, dtype = torch.device(device), _DTYPES[config.dtype]
+        device, dtype = torch.device(device), DTYPES[config.dtype]
         wan.require_parts(config.model, with_decoder, with_text_encoder)
         transformer = wan.load_transformer(config.model, dtype).eval()
         matched = lora.add_lora(transformer, config.lora)
@@ -177,6 +179,16 @@ class Policy:
         """`velocity` of this policy's own network at the configured guidance."""
         scale, batched = self.config.guidance_scale, self.config.batched_guidance
         return velocity(self.transformer, latents, sigma, cond, uncond, scale, batched)
+
+    def bind(self, prompts: Sequence[Prompt]) -> Callable[[Tensor, Tensor], Tensor]:
+        """This policy with the texts of `prompts` bound: (latents, sigma) to their velocity."""
+        cond = self.encode([prompt.text for prompt in prompts])
+        uncond = self.encode_negative()
+
+        def bound(latents: Tensor, sigma: Tensor) -> Tensor:
+            return self.velocity(latents, sigma, cond, uncond)
+
+        return bound
 
     @torch.no_grad()
     def decode(self, latents: Tensor, batch: int = 1) -> Tensor:

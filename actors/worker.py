@@ -14,7 +14,7 @@ from torch import Tensor
 
 from actors.config import PolicyConfig, RolloutConfig
 from actors.policy import Policy
-from actors.sampler import GroupSamples, Velocity, sample_group, sample_ode, stage
+from actors.sampler import GroupSamples, sample_group, sample_ode, stage
 from actors.sde import schedule_hash, sigma_schedule
 from actors.trajectory import (
     LoraWeights,
@@ -99,7 +99,7 @@ class RolloutWorker:
         weights that the model holds; the caller compares it with the one it asked for.
         """
         held = self._hold(version, weights)
-        velocity = self._bind([request.prompt])
+        velocity = self._policy.bind([request.prompt])
         samples = sample_group(velocity, request, self._rollout, self._camera, self._device)
         seconds = dict(samples.seconds)
         with stage(seconds, "decode", self._device):
@@ -129,7 +129,7 @@ class RolloutWorker:
         version with the checksum of the weights held, then the videos."""
         held = self._hold(version, weights)
         latents = sample_ode(
-            self._bind,
+            self._policy.bind,
             prompts,
             seeds,
             self._rollout,
@@ -148,15 +148,6 @@ class RolloutWorker:
             self._checksum = self._policy.checksum()
             self._version = version
         return replace(version, checksum=self._checksum)
-
-    def _bind(self, prompts: Sequence[Prompt]) -> Velocity:
-        cond = self._policy.encode([prompt.text for prompt in prompts])
-        uncond = self._policy.encode_negative()
-
-        def velocity(latents: Tensor, sigma: Tensor) -> Tensor:
-            return self._policy.velocity(latents, sigma, cond, uncond)
-
-        return velocity
 
     def _trajectory(
         self, request: RolloutRequest, member: int, held: WeightsVersion, samples: GroupSamples

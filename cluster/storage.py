@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import uuid
 from fnmatch import fnmatch
@@ -9,7 +10,7 @@ from fnmatch import fnmatch
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from cluster.config import ConfigError
+from cluster.config import ConfigError, RunConfig, from_tree
 
 
 def absolute_url(url: str) -> str:
@@ -98,6 +99,18 @@ class RunFolder:
                 f"run = {self.url!r} is not writable: {type(error).__name__}: "
                 f"{str(error).splitlines()[0] if str(error) else 'no reason given'}"
             ) from None
+
+
+def stored_config(folder: RunFolder) -> RunConfig:
+    """The configuration of a run, as its folder holds it; ConfigError where it cannot be read."""
+    try:
+        return from_tree(json.loads(folder.read_text("config.json")))
+    except (FileNotFoundError, NotADirectoryError):
+        raise ConfigError(f"RUN = {folder.url!r} is not a run: it has no config.json") from None
+    except ConfigError as error:
+        raise ConfigError(f"RUN = {folder.url!r} was made by another version: {error}") from None
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"RUN = {folder.url!r} cannot be read: {error}") from None
 
 
 SAMPLES = "samples"

@@ -22,6 +22,7 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint._fsspec_filesystem import FsspecReader, FsspecWriter
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
@@ -207,6 +208,27 @@ def load_sharded(url: str, state: dict[str, object]) -> None:
     """Fill a (nested) state of sharded tensors, in place, from `save_sharded`'s directory, written
     by any number of ranks; collective. Raises OSError where it cannot be read."""
     _with_retries(f"loading {url}", lambda: dcp.load(state, storage_reader=FsspecReader(url)))
+
+
+def read_section(url: str, section: str) -> dict[str, Tensor]:
+    """Whole CPU tensors of one section ("lora", "average") of `save_sharded`'s directory, by name,
+    read by this process alone: it needs no process group, and as many ranks may have written.
+
+    Raises OSError where it cannot be read, KeyError where there is no such section.
+    """
+    prefix, state = f"{section}.", dict[str, Tensor]()
+
+    def read() -> None:
+        reader = FsspecReader(url)
+        for name, stored in reader.read_metadata().state_dict_metadata.items():
+            if name.startswith(prefix) and isinstance(stored, TensorStorageMetadata):
+                state[name] = torch.empty(stored.size, dtype=stored.properties.dtype)
+        dcp.load(state, storage_reader=reader, no_dist=True)
+
+    _with_retries(f"reading {url}", read)
+    if not state:
+        raise KeyError(f"{url} has no section {section!r}")
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items()}
 
 
 def _with_retries(what: str, call: Callable[[], object]) -> None:
