@@ -31,7 +31,10 @@ def show_camera(options: argparse.Namespace) -> int:
     config = load(options.preset, options.overrides)
     if options.seed < 0:
         raise ConfigError(f"--seed is {options.seed}; allowed: 0 or more")
-    prompt, path = _requested(config, options.prompt, options.path)
+    from prompts.camera import requested_path
+
+    prompt = with_camera(config, text_prompt("camera", options.prompt), options.path)
+    path = requested_path(prompt, config.rollout.frames, config.camera.amplitudes)
     for line in _description(config, prompt, path):
         print(line)
     if path is None:
@@ -46,21 +49,35 @@ def show_camera(options: argparse.Namespace) -> int:
     return 0
 
 
-def _requested(config: RunConfig, text: str, file: Path | None) -> tuple[Prompt, CameraPath | None]:
-    from prompts.camera import read_path, requested_path, require_paths
+def with_camera(config: RunConfig, prompt: Prompt, file: Path | None) -> Prompt:
+    """`prompt` with the path of `file`, where one is given, instead of its own; ConfigError where
+    its path cannot be followed."""
+    from prompts.camera import read_path, require_paths
+
+    try:
+        if file is not None:
+            poses = {"c2w": read_path(file)}
+            prompt = type(prompt).model_validate({**prompt.model_dump(by_alias=True), **poses})
+        require_paths([prompt], config.rollout.frames, config.camera)
+    except ValueError as error:
+        sentence = str(error).removeprefix(f"prompt {prompt.id!r}: ")
+        raise ConfigError(f"the camera command cannot be followed: {sentence}") from None
+    return prompt
+
+
+def text_prompt(id: str, text: str) -> Prompt:
+    """A prompt that a person typed; ConfigError where it is none."""
+    from pydantic import ValidationError
+
     from prompts.schema import Prompt
 
     try:
-        prompt = Prompt.from_text("camera", text)
-        if file is not None:
-            prompt = Prompt.model_validate(
-                {**prompt.model_dump(by_alias=True), "c2w": read_path(file)}
-            )
-        require_paths([prompt], config.rollout.frames, config.camera)
-        return prompt, requested_path(prompt, config.rollout.frames, config.camera.amplitudes)
+        return Prompt.from_text(id, text)
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise ConfigError(f"the prompt {text[:60]!r} cannot be used: {reason}") from None
     except ValueError as error:
-        sentence = str(error).removeprefix("prompt 'camera': ")
-        raise ConfigError(f"the camera command cannot be followed: {sentence}") from None
+        raise ConfigError(f"the camera command cannot be followed: {error}") from None
 
 
 def _description(config: RunConfig, prompt: Prompt, path: CameraPath | None) -> list[str]:

@@ -267,6 +267,14 @@ def overridden(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
     return _overridden(json.loads(config.model_dump_json()), overrides)
 
 
+def with_overrides(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
+    """`config` with `key=value` over it; ConfigError as in `load`."""
+    tree = json.loads(config.model_dump_json())
+    for override in overrides:
+        _merge(tree, _nest(*_parse_override(override)))
+    return from_tree(tree)
+
+
 def from_tree(tree: Mapping[str, Any]) -> RunConfig:
     """Validate a nested mapping, such as a run's `config.json`; ConfigError on the first fault."""
     try:

@@ -61,6 +61,8 @@ def test_no_motion_word_says_so_and_draws_nothing(
     ("arguments", "sentence"),
     [
         (["push in by 3 degrees"], "cannot be followed: 'push in' is asked for by 3 degrees"),
+        ([""], "the prompt '' cannot be used: String should have at least 1 character"),
+        (["word " * 401], "has 401 words; allowed: at most 400"),
         (["push in", "--path", "/nowhere.json"], "/nowhere.json cannot be used"),
         (["push in by 3 depths, pan left", "rollout.frames=5"], "passes through the plane"),
         (["push in", "--seed", "-1"], "--seed is -1; allowed: 0 or more"),

@@ -1,0 +1,110 @@
+"""Generate: the rollout worker's own evaluation samples, bit for bit, with index and sheet."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from actors.trajectory import WeightsVersion, weights_checksum
+from actors.worker import RolloutWorker
+from cluster.cli import main
+from cluster.clips import Clip, read_clips
+from cluster.config import ConfigError, resolve_model
+from cluster.video import decode_mp4, encode_mp4
+from cluster.weights import load_weights
+from prompts.camera import camera_path
+from prompts.motions import detect_segments
+from prompts.schema import Prompt
+from tests.cluster.trained_run import train_smallest
+
+TEXT = "Camera push in. A red box and a blue ball on a green floor."
+FEW = ("rollout.eval_sampling_steps=2", "rollout.frames=9")
+
+
+def generate(out: Path, *arguments: str) -> dict[str, bytes]:
+    """Run the command; files by name."""
+    assert main(["generate", *arguments, "--out", str(out), "--device", "cpu"]) == 0
+    return {path.name: path.read_bytes() for path in out.iterdir()}
+
+
+@pytest.mark.slow
+def test_videos_are_those_of_the_rollout_worker(tmp_path: Path) -> None:
+    run = train_smallest(tmp_path)
+    files = generate(tmp_path / "out", "--lora", run.run, "--prompt", TEXT, "--samples", "2")
+    trained = load_weights(run.run)
+    policy = run.policy.model_copy(update={"model": resolve_model(run.policy.model)})
+    worker = RolloutWorker(policy, run.rollout, run.camera, "cpu", 1)
+    prompt = Prompt.from_text("prompt-1", TEXT)
+    version = WeightsVersion(2, "test", weights_checksum(trained.weights))
+    held, *videos = worker.sample([prompt, prompt], [0, 1], version, trained.weights)
+    assert held == version
+    for seed, video in enumerate(videos):
+        assert files[f"prompt-1_{seed}.mp4"] == encode_mp4(np.asarray(video))
+    untrained = generate(tmp_path / "base", "--prompt", TEXT, *FEW)
+    assert untrained["prompt-1_0.mp4"] != files["prompt-1_0.mp4"]
+
+
+def test_untrained_model_follows_words_or_a_given_path(tmp_path: Path) -> None:
+    """The same prompt and seed under another camera path is another video; the index says which."""
+    path = camera_path(detect_segments("pan left"), 9)
+    assert path is not None
+    (tmp_path / "path.json").write_text(json.dumps(path.c2w.tolist()))
+    words = generate(tmp_path / "words", "--prompt", TEXT, *FEW)
+    given = generate(
+        tmp_path / "given", "--prompt", TEXT, *FEW, "--camera", str(tmp_path / "path.json")
+    )
+    video = decode_mp4(words["prompt-1_0.mp4"])
+    assert video.shape == (9, 64, 96, 3)
+    assert words["prompt-1_0.mp4"] != given["prompt-1_0.mp4"]
+    (clip,) = read_clips(str(tmp_path / "given"))
+    assert (clip.file, clip.prompt, clip.seed) == ("prompt-1_0.mp4", TEXT, 0)
+    np.testing.assert_allclose(np.array(clip.as_prompt().c2w), path.c2w)
+    assert Image.open(io.BytesIO(words["sheet.png"])).size == (756, 134)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "nothing to generate"),
+        (["--prompt", TEXT, "--seed", "-1"], "--seed -1"),
+        (["--prompt", TEXT, "--samples", "0"], "--samples 0"),
+        (["--prompt", TEXT, "--weights", "raw"], "it needs --lora RUN"),
+        (["--prompt", TEXT, "--lora", "{tmp}"], "holds no trained weights"),
+        (["--prompt", TEXT, "--camera", "{tmp}/none.json"], "none.json cannot be used"),
+        (["--prompt", " "], "is blank"),
+        (["--prompts", "nothing"], "--prompts 'nothing' cannot be used"),
+        (["--prompt", TEXT, "--out", "/proc/none"], "is not writable"),
+        (["rollout.frames=10", "--prompt", TEXT], "rollout.frames"),
+        (["policy.model=nowhere", "--prompt", TEXT], "policy.model"),
+    ],
+)
+def test_what_cannot_be_generated_is_one_sentence(
+    arguments: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [argument.format(tmp=tmp_path) for argument in arguments]
+    if "--out" not in given:
+        given += ["--out", str(tmp_path / "out")]
+    assert main(["generate", *given]) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert len(error.splitlines()) == 1
+
+
+def test_folder_of_videos_is_read_or_refused(tmp_path: Path) -> None:
+    clip = Clip.of(Prompt.from_text("a/b", "A box."), 3)
+    assert clip.file == "a-b_3.mp4"
+    (tmp_path / "videos.jsonl").write_text(clip.model_dump_json(exclude_none=True))
+    with pytest.raises(ConfigError, match=r"lacks 1 of its videos \(first: a-b_3\.mp4\)"):
+        read_clips(str(tmp_path))
+    (tmp_path / clip.file).write_bytes(b"x")
+    assert read_clips(str(tmp_path)) == [clip]
+    (tmp_path / "videos.jsonl").write_text('{"file": "../a.mp4", "id": "a", "prompt": "b"}')
+    with pytest.raises(ConfigError, match=r"videos\.jsonl: file: "):
+        read_clips(str(tmp_path))
+    with pytest.raises(ConfigError, match=r"has no videos\.jsonl; allowed"):
+        read_clips(str(tmp_path / "nowhere"))
