@@ -49,6 +49,13 @@ def open_browser() -> Iterator[Browser]:
 def open_page(browser: Browser, url: str, faults: list[str]) -> Page:
     """Open a page; errors, failed requests and requests to a network are added to `faults`."""
     page = browser.new_page(viewport={"width": 1240, "height": 900})
+    watch(page, faults)
+    page.goto(url, wait_until="load")
+    return page
+
+
+def watch(page: Page, faults: list[str]) -> None:
+    """Add a page's errors, failed requests and requests to a network to `faults`."""
     page.set_default_timeout(120_000)
     page.on("console", lambda m: faults.append(m.text) if m.type == "error" else None)
     page.on("pageerror", lambda error: faults.append(str(error)))
@@ -60,5 +67,3 @@ def open_page(browser: Browser, url: str, faults: list[str]) -> Page:
             else faults.append(request.url)
         ),
     )
-    page.goto(url, wait_until="load")
-    return page
