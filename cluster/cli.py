@@ -21,11 +21,14 @@ from cluster.config import (
 )
 from cluster.doctor_cli import add_doctor_command
 from cluster.envs_cli import add_envs_command
+from cluster.export_cli import add_export_command
+from cluster.generate_cli import add_generate_command
 from cluster.plan_cli import add_plan_command
 from cluster.prompts_cli import add_prompts_command
 from cluster.report_cli import add_report_command
 from cluster.rewards_cli import add_rewards_command
 from cluster.run_cli import add_run_commands
+from cluster.study_cli import add_study_command
 from cluster.submit_cli import add_submit_command
 
 
@@ -128,6 +131,9 @@ def _parser() -> argparse.ArgumentParser:
     add_doctor_command(commands)
     add_submit_command(commands)
     add_rewards_command(commands)
+    add_export_command(commands)
+    add_generate_command(commands)
+    add_study_command(commands)
     return parser
 
 
