@@ -66,7 +66,7 @@ def save(file: Path, given: Answers) -> Path:
 
 def test_page_holds_no_sign_of_whose_video_is_whose(study: StudyKey, tmp_path: Path) -> None:
     page = (tmp_path / "study/study.html").read_text()
-    for word in ("alpha", "beta", str(tmp_path), '"a"', '"b"'):
+    for word in ("alpha", "beta", str(tmp_path), '"a":', '"b":'):
         assert word not in page
     key = StudyKey.model_validate_json((tmp_path / "study/key.json").read_text())
     assert key == study
