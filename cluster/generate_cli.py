@@ -47,6 +47,7 @@ def _generate(options: argparse.Namespace) -> int:
     ]
     folder = RunFolder(absolute_url(options.out))
     folder.require_writable()
+    from rich.console import Console
     from rich.progress import Progress
 
     from cluster.generate import SHEET, generate, load_policy, network_passes
@@ -54,7 +55,8 @@ def _generate(options: argparse.Namespace) -> int:
     policy = load_policy(config, trained, options.device or _device())
     title = trained.title if trained else f"{config.policy.model}, untrained"
     print(f"{len(samples)} videos of {len(prompts)} prompts: {title}", flush=True)
-    with Progress(transient=True) as progress:
+    console = Console()
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("denoising", total=network_passes(config, len(samples)))
         generate(policy, config, samples, folder, title, lambda: progress.advance(task))
     print(f"{folder.url}: {len(samples)} videos, videos.jsonl, {SHEET}")

@@ -223,7 +223,9 @@ def read_section(url: str, section: str) -> dict[str, Tensor]:
         for name, stored in reader.read_metadata().state_dict_metadata.items():
             if name.startswith(prefix) and isinstance(stored, TensorStorageMetadata):
                 state[name] = torch.empty(stored.size, dtype=stored.properties.dtype)
-        dcp.load(state, storage_reader=reader, no_dist=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+            dcp.load(state, storage_reader=reader, no_dist=True)
 
     _with_retries(f"reading {url}", read)
     if not state:
