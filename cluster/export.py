@@ -58,17 +58,12 @@ def export_run(source: str, to: Path, average: bool | None, merged: bool) -> Tra
         "weights_checksum": weights_checksum(trained.weights),
         "prompts": data,
         # Where the run lies on this machine is nobody's business.
-        "config": json.loads(config.model_dump_json()) | {"run": run_name(config)},
+        "config": json.loads(config.model_dump_json()) | {"run": trained.run_name},
     }
     (to / CARD).write_text(model_card(trained, data, merged), encoding="utf-8")
     # Last: a folder with this file is whole.
     (to / TRAINING).write_text(json.dumps(training, indent=1), encoding="utf-8")
     return trained
-
-
-def run_name(config: RunConfig) -> str:
-    """The last part of a run's URL."""
-    return config.run.rstrip("/").rpartition("/")[2]
 
 
 def data_hash(source: str) -> dict[str, Any]:
@@ -102,7 +97,7 @@ def model_card(trained: TrainedWeights, data: Mapping[str, Any], merged: bool) -
     licence = next((v for k, v in LICENCES.items() if model.startswith(k)), UNKNOWN_LICENCE)
     gains, evaluated = _measured(trained)
     return environment.get_template("model_card.md.j2").render(
-        name=f"World-R1 LoRA, {run_name(config)}",
+        name=f"World-R1 LoRA, {trained.run_name}",
         config=config,
         trained=trained,
         kind="running average of the weights" if trained.average else "weights",

@@ -37,10 +37,15 @@ class TrainedWeights:
     """Float32 tensors by `actors.lora.lora_parameters`' names."""
 
     @property
+    def run_name(self) -> str:
+        """The last part of the run's URL."""
+        return self.config.run.rstrip("/").rpartition("/")[2]
+
+    @property
     def title(self) -> str:
         """What they are, for captions and logs."""
         kind = "averaged weights" if self.average else "weights"
-        return f"{kind} after {self.step} steps of {self.config.run}"
+        return f"{kind} after {self.step} steps of {self.run_name}"
 
 
 def load_weights(source: str, average: bool | None = None) -> TrainedWeights:
