@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 U8 = NDArray[np.uint8]
 
+QUALITY = {"crf": "12", "x264-params": "b-adapt=0:rc-lookahead=0:mbtree=0"}
+"""Without x264's look-ahead, whose decisions differ between two encodings of the same video."""
 SHORT_FRAMES, SHORT_FPS, FPS = 16, 4, 16
 """Wan's own rate; clips of no more than `SHORT_FRAMES` would be over before one has looked."""
 
@@ -19,7 +21,7 @@ def encode_mp4(video: U8) -> bytes:
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as container:
         rate = SHORT_FPS if len(video) <= SHORT_FRAMES else FPS
-        stream = container.add_stream("libx264", rate=rate, options={"crf": "12"})
+        stream = container.add_stream("libx264", rate=rate, options=QUALITY)
         stream.height, stream.width = video.shape[1:3]
         stream.pix_fmt = "yuv420p"
         stream.thread_count = 1

@@ -76,7 +76,9 @@ def their_step(config: RunConfig, pipeline: WanPipeline) -> torch.Tensor:
     return seen[0]
 
 
-def adapter_only(pipeline: WanPipeline, folder: Path, file: str) -> WanPipeline:
+def base_with(folder: Path, file: str) -> WanPipeline:
+    """The base model in float32, as the policy computes (its files are float16), and the LoRA."""
+    pipeline = WanPipeline.from_pretrained(MODEL, torch_dtype=torch.float32)
     pipeline.load_lora_weights(folder, weight_name=file)
     return pipeline
 
@@ -84,10 +86,8 @@ def adapter_only(pipeline: WanPipeline, folder: Path, file: str) -> WanPipeline:
 @pytest.mark.parametrize(
     "loaded",
     [
-        lambda to: adapter_only(
-            WanPipeline.from_pretrained(MODEL), to, "pytorch_lora_weights.safetensors"
-        ),
-        lambda to: adapter_only(WanPipeline.from_pretrained(MODEL), to, "comfyui_lora.safetensors"),
+        lambda to: base_with(to, "pytorch_lora_weights.safetensors"),
+        lambda to: base_with(to, "comfyui_lora.safetensors"),
         lambda to: WanPipeline.from_pretrained(to / "pipeline"),
     ],
     ids=["diffusers", "comfyui", "merged"],

@@ -49,6 +49,18 @@ def test_videos_are_those_of_the_rollout_worker(tmp_path: Path) -> None:
     assert untrained["prompt-1_0.mp4"] != files["prompt-1_0.mp4"]
 
 
+def test_same_video_gives_the_same_file() -> None:
+    """x264 by its own defaults does not; what lies in memory around the frames must not matter."""
+    rng = np.random.default_rng(0)
+    video = np.kron(rng.integers(0, 256, (9, 8, 12, 3)), np.ones((1, 8, 8, 1))).astype(np.uint8)
+    files = set()
+    for _ in range(20):
+        rng.bytes(int(rng.integers(1000, 300_000)))
+        files.add(encode_mp4(video))
+    assert len(files) == 1
+    assert np.abs(decode_mp4(files.pop()).astype(int) - video).mean() < 12
+
+
 def test_untrained_model_follows_words_or_a_given_path(tmp_path: Path) -> None:
     """The same prompt and seed under another camera path is another video; the index says which."""
     path = camera_path(detect_segments("pan left"), 9)

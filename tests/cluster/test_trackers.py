@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import struct
 from pathlib import Path
 
 import pytest
@@ -85,15 +86,17 @@ def test_offline_runs_of_wandb_share_an_id(tmp_path: Path, monkeypatch: pytest.M
 
 
 def wandb_steps(file: Path) -> list[int]:
-    """`optimizer_step` of every logged row of an offline run."""
+    """`optimizer_step` of every logged row of an offline run: records in LevelDB's log format,
+    7 bytes of file header, then (checksum, length, kind) and the bytes, all within one block."""
     from wandb.proto.wandb_internal_pb2 import Record
-    from wandb.sdk.internal.datastore import DataStore
 
-    store, steps = DataStore(), []
-    store.open_for_scan(str(file))
-    while (data := store.scan_data()) is not None:
+    data, place, steps = file.read_bytes(), 7, []
+    while place < len(data):
+        _, length, kind = struct.unpack_from("<IHB", data, place)
+        assert kind == 1
         record = Record()
-        record.ParseFromString(data)
+        record.ParseFromString(data[place + 7 : place + 7 + length])
+        place += 7 + length
         for item in record.history.item:
             if "optimizer_step" in (item.key, *item.nested_key):
                 steps.append(int(float(item.value_json)))
