@@ -17,6 +17,7 @@ from cluster.report.style import (
     STAGES,
     TOTAL,
     band,
+    bridged,
     figure,
     joined,
     line,
@@ -38,6 +39,8 @@ GUARDED = {
     "psnr": "PSNR of the re-rendering (dB)",
 }
 """What a policy would sacrifice to please the proxy, by its name in `raw`."""
+MANY_PHASES = 6
+"""Dynamic phases beyond which a curve is drawn over their gaps."""
 LEAST_SHARE = 0.1
 """Share of its mean that the axis of a guarded measurement reaches up and down at least."""
 
@@ -85,11 +88,14 @@ def _reward(run: RunData, path: tuple[str, ...], color: str, height: int) -> go.
         # R_gen is paid in both phases, the total and the other parts are whole in the main one.
         xs, means = pieces(x, mean, [] if path[-1] == "gen" else spans)
         _, spreads = pieces(x, spread, [] if path[-1] == "gen" else spans)
-        soft = joined(smoothed(means))
-        at_x = joined(xs)
+        soft, raw = smoothed(means), line(joined(xs), joined(means), "step", color, legend=tall)
+        if len(spans) > MANY_PHASES:  # dashes of a few steps say nothing: one curve over them all
+            xs, soft, spreads = (bridged(curve) for curve in (xs, soft, smoothed(spreads)))
+            means = soft
+            raw.update(opacity=0.3)
         plot.add_trace(band(xs, means, spreads, color))
-        plot.add_trace(line(at_x, joined(means), "step", color, width=0.8, dash="dot", legend=tall))
-        plot.add_trace(line(at_x, soft, "smoothed", color, width=2.4, legend=tall))
+        plot.add_trace(raw.update(line={"width": 0.8, "dash": "dot"}))
+        plot.add_trace(line(joined(xs), joined(soft), "smoothed", color, width=2.4, legend=tall))
     for rows, name, shade in (
         (run.evals, "held out", color),
         (run.ema_evals, "held out, averaged weights", EMA),
@@ -183,7 +189,10 @@ def guard_plots(run: RunData) -> list[Plot]:
             ("y2", proxy_x, "reward", "#9aa3b2", 1.6),
             ("y", xs, name, PARTS["recon"], 2.4),
         ):
-            soft = line(joined(points), joined(curves[axis]), label, color, width=width)
+            values = curves[axis]
+            if len(spans) > MANY_PHASES:
+                points, values = bridged(points), bridged(values)
+            soft = line(joined(points), joined(values), label, color, width=width)
             plot.add_trace(soft.update(yaxis=axis))
         if at:
             plot.add_trace(

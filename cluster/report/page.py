@@ -261,9 +261,7 @@ def _gallery(run: RunData) -> dict[str, Any]:
         }
         for pair in pairs
     ]
-    titles = [
-        ("averaged weights, " if average else "") + f"{step} steps" for step, average in columns
-    ]
+    titles = [f"{step}, averaged" if average else f"{step} steps" for step, average in columns]
     return {"columns": titles, "rows": rows}
 
 

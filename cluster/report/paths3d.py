@@ -71,7 +71,7 @@ def camera_figure(group: KeptGroup) -> go.Figure | None:
             "yaxis": axis | {"title": {"text": "forward", **small}},
             "zaxis": axis | {"title": {"text": "up", **small}},
             "aspectmode": "data",
-            "camera": {"eye": {"x": 1.28, "y": -2.1, "z": 1.15}, "center": {"z": -0.1}},
+            "camera": {"eye": {"x": 1.42, "y": -2.33, "z": 1.27}, "center": {"z": -0.06}},
             "domain": {"x": [0.2, 1]},
         },
     )

@@ -85,6 +85,11 @@ def joined(pieces: Sequence[Sequence[float]]) -> list[float | None]:
     return [value for piece in pieces for value in (*piece, None)][:-1]
 
 
+def bridged(curve: Sequence[Sequence[float]]) -> list[list[float]]:
+    """Pieces of a curve as a single one, without the gaps."""
+    return [[value for piece in curve for value in piece]]
+
+
 def band(
     x: Sequence[Sequence[float]],
     middle: Sequence[Sequence[float]],
@@ -112,10 +117,10 @@ def band(
 
 
 def mark_phases(plot: go.Figure, spans: Sequence[tuple[float, float]]) -> None:
-    """Shade the dynamic phases; the first one is labelled."""
+    """Shade the dynamic phases; the first one is labelled where the word fits."""
     for number, (first, last) in enumerate(spans):
         plot.add_vrect(x0=first, x1=last, fillcolor=DYNAMIC, line_width=0, layer="below")
-        if not number:
+        if not number and last - first > 0.06 * spans[-1][1]:
             plot.add_annotation(
                 x=(first + last) / 2,
                 y=1,
