@@ -88,7 +88,7 @@ def save_merged(
     from diffusers import WanPipeline
 
     pipeline = WanPipeline.from_pretrained(
-        model, torch_dtype={"default": dtype, "vae": torch.float32}, use_safetensors=True
+        model, dtype={"default": dtype, "vae": torch.float32}, use_safetensors=True
     )
     changed = merge_adapter(pipeline.transformer, weights, config)
     pipeline.save_pretrained(directory, safe_serialization=True)

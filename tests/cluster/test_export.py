@@ -78,7 +78,7 @@ def their_step(config: RunConfig, pipeline: WanPipeline) -> torch.Tensor:
 
 def base_with(folder: Path, file: str) -> WanPipeline:
     """The base model in float32, as the policy computes (its files are float16), and the LoRA."""
-    pipeline = WanPipeline.from_pretrained(MODEL, torch_dtype=torch.float32)
+    pipeline = WanPipeline.from_pretrained(MODEL, dtype=torch.float32)
     pipeline.load_lora_weights(folder, weight_name=file)
     return pipeline
 
