@@ -32,8 +32,6 @@ POLL_S = 1.0
 SETTLE_S = 10.0
 """How long resources that another run held may take to come back."""
 
-    advice = "end what holds the resources, or ask for fewer workers, then start again"
-
 
 @dataclass(frozen=True, slots=True)
 class Placement:
