@@ -190,7 +190,8 @@ class Trainer:
         """Store what people want to see of a step, and let go of its videos."""
         config, workers = self.config, self.workers
         artifacts = config.rewards.artifacts
-        extremes = artifacts.extremes and groups_to_keep(artifacts, step, config.steps) > 0
+        keeps = groups_to_keep(artifacts, step, config.steps, config.schedule) > 0
+        extremes = artifacts.extremes and keeps
         kept = f"what is kept of step {step}"
         # Pictures only; nothing depends on them.
         with contextlib.suppress(ObjectGone), missing_is_fine(kept, self.metrics.say):
