@@ -22,6 +22,7 @@ import pytest
 from cluster.config import LOOPBACK, RunConfig, load
 from cluster.pools import Rewards, SampleScores
 from prompts.motions import Motion
+from rewards.config import JudgeConfig, RewardConfig
 from rewards.environments import EnvironmentProblem, check, environments_root
 from rewards.judge_protocol import messages
 from rewards.score import Score
@@ -128,6 +129,16 @@ def test_meta_views_are_scored_through_ray_and_agree_with_transformers(
         assert np.ptp(found) > 10 * DIGIT_TOLERANCE, "the judge has to see the picture"
 
     run(body)
+
+
+def test_a_missing_environment_is_named_by_its_node_before_anything_starts(
+    run: Run, tmp_path: Path
+) -> None:
+    from cluster.handles import EnvironmentMissing, require_environments
+
+    judge = JudgeConfig(backend="vllm", env=f"{tmp_path}/gone")
+    with pytest.raises(EnvironmentMissing, match=rf"^node {LOOPBACK}: .*gone' does not exist"):
+        require_environments(RewardConfig(judge=judge))
 
 
 def test_a_sample_is_scored_by_all_three_workers(run: Run) -> None:
