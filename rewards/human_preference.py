@@ -18,12 +18,9 @@ from PIL import Image
 
 from rewards.config import AestheticConfig
 from rewards.score import Verdict
+from rewards.weights import WeightsMissing, weights_file
 
 WEIGHTS_FILE = "HPSv3.safetensors"
-
-
-class WeightsMissing(RuntimeError):
-    """A model's files are not here and cannot be fetched."""
 
 
 class HumanPreference:
@@ -64,20 +61,14 @@ class HumanPreference:
 
 
 def weights_path(model: str) -> str:
-    """The .safetensors file of a path or hub repository. Raises WeightsMissing."""
-    if model.endswith(".safetensors"):
-        if not Path(model).is_file():
-            raise WeightsMissing(f"rewards.aesthetic.model = {model!r} is no file")
-        return model
-    import huggingface_hub
+    """The weights' file, from a path or a hub repository. Raises WeightsMissing.
 
-    try:
-        return str(huggingface_hub.hf_hub_download(model, WEIGHTS_FILE))
-    except (OSError, ValueError) as error:
-        raise WeightsMissing(
-            f"rewards.aesthetic.model = {model!r} is no .safetensors file, and {WEIGHTS_FILE} "
-            f"cannot be fetched from a hub repository of that name: {_first(error)}"
-        ) from error
+    The package would unpickle a file of another kind.
+    """
+    file = weights_file("rewards.aesthetic.model", model, WEIGHTS_FILE)
+    if file.suffix != ".safetensors":
+        raise WeightsMissing(f"rewards.aesthetic.model = {model!r} is no .safetensors file")
+    return str(file)
 
 
 def _settings(base: str, device: str, folder: str) -> str:

@@ -32,6 +32,8 @@ from rewards.environments import (
     python_of,
     require_backends,
 )
+from rewards.human_preference import weights_path
+from rewards.weights import WeightsMissing
 
 ROOT = Path(environments.__file__).resolve().parent.parent
 
@@ -138,3 +140,15 @@ def test_every_requirement_is_pinned_and_shared_ones_are_cores() -> None:
         (declared,) = project["optional-dependencies"][extra]
         name, _, version = declared.partition("==")
         assert pins(RECIPES[extra, False])[name] == version  # type: ignore[index]
+
+
+def test_weights_that_are_missing_or_pickled_are_named(tmp_path: Path) -> None:
+    pickled = tmp_path / "HPSv3.pth"
+    pickled.write_bytes(b"x")
+    with pytest.raises(WeightsMissing, match=r"is no \.safetensors file"):
+        weights_path(str(pickled))
+    with pytest.raises(WeightsMissing, match=r"rewards\.aesthetic\.model = .*HPSv3\.safetensors"):
+        weights_path(str(tmp_path))
+    whole = tmp_path / "HPSv3.safetensors"
+    whole.write_bytes(b"x")
+    assert weights_path(str(whole)) == weights_path(str(tmp_path)) == str(whole)
