@@ -287,7 +287,10 @@ def _copy_media(folder: RunFolder, run: RunData) -> None:
         f"{step_folder(group.step)}/{file}"
         for group in run.groups
         for member in group.members
-        for file in (member.video, member.rerender, member.meta_view)
+        for file in (
+            *(member.video, member.rerender, member.meta_view),
+            *(member.depth, member.overlay, member.splats),
+        )
         if file is not None
     }
     wanted |= {

@@ -94,9 +94,11 @@ def _make_group(folder: RunFolder, config: RunConfig, step: int, serial: int, da
     png = (Path(__file__).parents[2] / "rewards/canary/orbit_consistent.png").read_bytes()
     for index in range(config.rollout.group_size):
         stem = f"{base}/member_{index:02d}"
-        for name in (f"{stem}.mp4", f"{stem}_rerender.mp4"):
+        videos = (f"{stem}.mp4", *(f"{stem}_{n}.mp4" for n in ("rerender", "depth", "cameras")))
+        for name in videos:
             folder.write_bytes(f"{step_folder(step)}/{name}", data)
         folder.write_bytes(f"{step_folder(step)}/{stem}_meta.png", png)
+        folder.write_bytes(f"{step_folder(step)}/{stem}.ply", b"ply")
         bent = path.c2w.copy()
         bent[:, :3, 3] *= 1 + 0.1 * index
         members.append(
@@ -105,6 +107,11 @@ def _make_group(folder: RunFolder, config: RunConfig, step: int, serial: int, da
                 video=f"{stem}.mp4",
                 rerender=f"{stem}_rerender.mp4",
                 meta_view=f"{stem}_meta.png",
+                depth=f"{stem}_depth.mp4",
+                overlay=f"{stem}_cameras.mp4",
+                splats=f"{stem}.ply",
+                digits=(0.0, 0.0, 0.0, 0.0, 0.1, 0.2, 0.4, 0.2, 0.1, 0.0),
+                extreme="best" if index == 0 else None,
                 reward=2.0 + 0.1 * index,
                 advantage=0.5 - index,
                 parts={"recon": 0.5, "traj": 0.5, "meta": 0.5, "gen": -0.5},

@@ -85,8 +85,22 @@ def test_copied_report_shows_every_plot_and_plays_its_videos_in_step(
     assert len(times) == 6
     prompt = page.text_content(".group .prompt") or ""
     assert prompt.strip() == f"“{PROMPT}”"
+    require_closer_look(page, copied)
     assert faults == []
     page.close()
+
+
+def require_closer_look(page: Page, report: Path) -> None:
+    """A member's dialog plays cameras and depth, shows the judge's digits and has its Gaussians."""
+    page.evaluate("document.querySelector('.more').click()")
+    page.wait_for_function(
+        "[...document.querySelectorAll('dialog[open] video')].length === 2 &&"
+        "[...document.querySelectorAll('dialog[open] video')].every(v => v.currentTime > 0.1)"
+    )
+    assert page.locator("dialog[open] .digits span").count() == 10
+    assert (report / (page.get_attribute("dialog[open] a", "href") or "")).read_bytes() == b"ply"
+    page.click("dialog[open] form button")
+    assert page.locator("dialog[open]").count() == 0
 
 
 @pytest.mark.hand

@@ -124,7 +124,25 @@
     }
   }
 
+  // What a dialog shows is loaded while it is open.
+  function startDialogs() {
+    for (const button of document.querySelectorAll("[data-dialog]")) {
+      const dialog = document.getElementById(button.dataset.dialog);
+      const videos = [...dialog.querySelectorAll("video")];
+      button.onclick = () => {
+        dialog.showModal();
+        for (const video of videos) {
+          Object.assign(video, { src: video.dataset.src, loop: true, controls: true });
+          if (!still) video.play().catch(() => {});
+        }
+      };
+      dialog.onclose = () => videos.forEach((video) => { video.removeAttribute("src"); video.load(); });
+      dialog.onclick = (event) => { if (event.target === dialog) dialog.close(); };
+    }
+  }
+
   startTabs();
+  startDialogs();
   requestAnimationFrame(() => requestAnimationFrame(() => {
     startReels();
     Promise.all([script("plotly.min.js"), script("figures.js")]).then(startPlots);
