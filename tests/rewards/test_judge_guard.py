@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from prompts.schema import Prompt
@@ -23,6 +25,7 @@ from rewards.judge_worker import JudgeWorker
 from rewards.score import ScoreFailure
 from tests.rewards import silent_server
 
+ROOT = Path(silent_server.__file__).resolve().parents[2]
 FAMILY = """
 import signal, subprocess, sys, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN if sys.argv[1] == "deaf" else signal.SIG_DFL)
@@ -87,6 +90,29 @@ def test_the_guard_is_no_child_of_the_worker_and_its_death_ends_the_server(tmp_p
     assert process.status(20) == LOST
     assert until(lambda: gone(pids[0]))
     os.kill(pids[1], signal.SIGKILL)
+
+
+def test_nothing_stays_of_a_worker_that_is_ended_as_ray_ends_one(tmp_path: Path) -> None:
+    """Ray kills the children of the process, then the process, all without warning."""
+    log = tmp_path / "log"
+    command = [sys.executable, "-c", FAMILY, "hears"]
+    program = (
+        "import os, pathlib, time; from rewards.guarded_process import GuardedProcess; "
+        f"started = GuardedProcess({command!r}, pathlib.Path({str(log)!r}), os.environ); "
+        "print(started.pid, flush=True); time.sleep(60)"
+    )
+    worker = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, cwd=ROOT
+    )
+    assert worker.stdout is not None
+    server = int(worker.stdout.readline())
+    assert until(lambda: log.read_text().endswith("\n"))
+    child = int(log.read_text())
+    for process in psutil.Process(worker.pid).children():
+        process.kill()
+    worker.kill()
+    worker.wait(10)
+    assert until(lambda: gone(server) and gone(child))
 
 
 @pytest.mark.slow
