@@ -27,8 +27,6 @@ from typing import Any
 
 import numpy as np
 import psutil
-import ray
-from ray._private.internal_api import memory_summary
 
 from benchmarks.driver import SMALL_RUN, WORKERS, Driver, driving
 from benchmarks.results import Result, machine, write
@@ -71,6 +69,8 @@ def files_below(folder: Path) -> tuple[int, float]:
 
 def object_store() -> tuple[float, float]:
     """MiB and number of objects that the node's store holds."""
+    from ray._private.internal_api import memory_summary
+
     text = memory_summary(stats_only=True)
     found = re.search(r"Plasma memory usage ([\d.]+) MiB, (\d+) objects", text)
     if found is None:
@@ -126,14 +126,17 @@ def measure(folder: Path, steps: int) -> dict[str, Any]:
     config = load("toy", [*SMALL_RUN, f"steps={steps}", f"run={folder / 'run'}"])
     with ray_head() as (_, environment):
         os.environ.update({k: v for k, v in environment.items() if k.startswith("RAY_")})
+        import ray  # here: it reads the head's token from the environment as it is imported
+
         ray.init(address=environment["RAY_ADDRESS"], log_to_driver=False)
         started = time.monotonic()
         try:
-            logs = Path(ray._private.worker._global_node.get_logs_dir_path())  # type: ignore[union-attr]
+            logs = Path(ray._private.worker._global_node.get_logs_dir_path())
             with driving(Driver(config, environment)) as driver:
                 points = watch(driver, logs)
                 if driver.wait(60) != 0:
                     raise RuntimeError(f"the run failed:\n{driver.tail()}")
+                steps = driver.steps_done()  # fewer than asked for where it was told to leave
         finally:
             ray.shutdown()
     run, seconds = Path(config.run), time.monotonic() - started
