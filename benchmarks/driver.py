@@ -183,9 +183,9 @@ def freeze(process: psutil.Process) -> None:
 
 
 @contextlib.contextmanager
-def further_node(environment: Mapping[str, str], cpus: int = 2) -> Iterator[Callable[[], None]]:
+def further_node(environment: Mapping[str, str], cpus: int = 2) -> Iterator[Callable[[], set[int]]]:
     """A second raylet beside the head's, on another loopback address: yields what kills it and all
-    of its workers at once, as the loss of a machine does."""
+    of its workers at once, as the loss of a machine does, and tells their process ids."""
     ray = str(Path(sys.executable).parent / "ray")
     address = ["--address", environment["RAY_ADDRESS"], "--node-ip-address", SECOND_NODE]
     size = ["--num-cpus", str(cpus), "--object-store-memory", str(256 * 2**20)]
@@ -197,13 +197,15 @@ def further_node(environment: Mapping[str, str], cpus: int = 2) -> Iterator[Call
         start_new_session=True,
     )
 
-    def lose() -> None:
+    def lose() -> set[int]:
+        family: list[psutil.Process] = []
         with contextlib.suppress(psutil.NoSuchProcess):
             family = [psutil.Process(node.pid), *psutil.Process(node.pid).children(recursive=True)]
-            for process in family:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    process.kill()
+        for process in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
         node.wait()
+        return {process.pid for process in family}
 
     try:
         yield lose
