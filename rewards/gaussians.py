@@ -130,9 +130,10 @@ def _by_torch(
         colors = seen_colors(colors, gaussians.means, camera_centres(w2c)[0])
     values = colors.index_select(0, splats.gaussian)
     ones = torch.ones_like(values[:, :1])
-    image = rasterizer.composite_pairs(splats, torch.cat([values, ones], dim=1))
-    rgb, alpha = image[:, :3], image[:, 3:]
-    depth = rasterizer.composite_pairs(splats, splats.depth[:, None])
+    image = rasterizer.composite_pairs(
+        splats, torch.cat([values, ones, splats.depth[:, None]], dim=1)
+    )
+    rgb, alpha, depth = image[:, :3], image[:, 3:4], image[:, 4:]
     return rgb, alpha, depth / alpha.clamp_min(1e-8)
 
 

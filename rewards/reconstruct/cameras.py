@@ -25,7 +25,7 @@ GROUND_SLOPE = 0.7
 """Log inverse depth at the lower edge of the image (and minus that at the upper one) in the prior:
 what is lower in a picture is usually nearer. Depth with its sign reversed, the classic ambiguity
 of small motions, explains a flow almost as well; the prior breaks the tie."""
-FLOW_PRIOR, COLOR_PRIOR = 0.1, 2.0
+FLOW_PRIOR, COLOR_PRIOR = 0.3, 2.0
 """Weights of a deviation of 1 in log inverse depth, the first one per frame, the second one at the
 noise of the first colour stage."""
 MIN_INFORMATION = 1e-3

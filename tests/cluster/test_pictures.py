@@ -64,6 +64,7 @@ def test_cameras_are_drawn_into_the_corner_alone() -> None:
     assert not (alone[:, 150:240, 280:].reshape(-1, 3).min(axis=-1) > 180).any()
 
 
+@pytest.mark.slow
 def test_every_file_of_a_sample_can_be_opened() -> None:
     video, artifacts = made(65, 97)
     files = picture_files(video, artifacts, "m")

@@ -20,6 +20,7 @@ def video(tmp_path: Path, frames: int = 9) -> Path:
     return file
 
 
+@pytest.mark.slow
 def test_a_video_is_scored_with_numbers_and_pictures(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -79,7 +79,14 @@ def read(answer: Mapping[str, Any], shot: Clip) -> Reconstruction:
     return from_prediction(answer, shot.video, np.arange(len(shot.video)), "torch")
 
 
-@pytest.mark.parametrize("motion", [Motion.PUSH_IN, Motion.ORBIT_LEFT, Motion.PAN_RIGHT])
+@pytest.mark.parametrize(
+    "motion",
+    [
+        Motion.ORBIT_LEFT,
+        pytest.param(Motion.PUSH_IN, marks=pytest.mark.slow),
+        pytest.param(Motion.PAN_RIGHT, marks=pytest.mark.slow),
+    ],
+)
 def test_a_hand_made_answer_has_the_known_scores(motion: Motion) -> None:
     """w2c, pixels, wxyz, harmonics and units are read as they are meant: S_traj is 1 and the
     re-rendering shows the video; with c2w for w2c neither holds."""
@@ -164,6 +171,7 @@ class Hungry(DepthAnything3):
         return hand_made(part, terms=1)
 
 
+@pytest.mark.slow
 def test_frames_are_thinned_until_they_fit_and_stay_thinned() -> None:
     shot = render_clip(scene(1), (Motion.PUSH_IN,), height=84, width=112)
     reconstruct = Hungry(shot, holds=5)

@@ -137,6 +137,7 @@ def test_it_agrees_with_dense_compositing(terms: int) -> None:
         assert (alpha[index, 0] - opaque).abs().max().item() <= 1e-6
 
 
+@pytest.mark.slow
 def test_gradients_agree_with_finite_differences_in_all_inputs() -> None:
     """torch.autograd.gradcheck in float64: means, scales, quaternions, opacities, harmonics."""
     base = cloud(6, seed=3, terms=4)
