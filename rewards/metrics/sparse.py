@@ -29,7 +29,7 @@ F64 = NDArray[np.float64]
 
 MIN_CORNERS, MIN_SEEN = 16, 8
 """Corners without which nothing is estimated: in the source frame, and in every other one."""
-ROBUST = 0.003
+ROBUST = 0.006
 """Distance, in widths, from which a corner's pull stops to grow."""
 TOLERANCE = 0.006
 """Distance, in widths, at which a corner counts as half explained."""
@@ -103,15 +103,16 @@ def solve_cameras(tracks: Tracks, intrinsics: F64, size: tuple[int, int]) -> Spa
 
 
 def corner_term(goal: F64, seen: NDArray[np.bool_], unit: float) -> DataTerm:
-    """Cost √(1 + (d / unit)²) - 1 of the distance d to `goal` [T, 2, N], where `seen` [T, N]."""
+    """Cost ½ log(1 + (d / unit)²) of the distance d to `goal` [T, 2, N], where `seen` [T, N]
+    (Cauchy: a corner that slipped away stops to pull)."""
 
     def term(pixels: F64) -> tuple[float, F64, F64]:
         away = (pixels - goal) / unit
-        grown = np.sqrt(1 + (away**2).sum(axis=1))
+        grown = 1 + (away**2).sum(axis=1)
         weight = seen / (grown * unit**2)
         gradient = away * unit * weight[:, None]
         information = np.stack([weight, np.zeros_like(weight), weight], axis=1)
-        return float((seen * (grown - 1)).sum()), gradient, information
+        return float((seen * 0.5 * np.log(grown)).sum()), gradient, information
 
     return term
 

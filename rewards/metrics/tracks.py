@@ -13,17 +13,23 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from rewards.reconstruct.flow import luminance
+from rewards.reconstruct.flow import gradients, luminance
 
 F64 = NDArray[np.float64]
 U8 = NDArray[np.uint8]
 
 WORK_HEIGHT = 256
 """Rows at which corners are followed: smaller clips are enlarged, larger ones reduced."""
-MAX_CORNERS, QUALITY, SPACING = 100, 0.001, 0.025
+MAX_CORNERS, QUALITY, SPACING = 200, 0.001, 0.03
 """Corners at most, the weakest against the strongest, and their distance in widths."""
-WINDOW, LEVELS = 25, 4
-RETURN_ERROR = 0.004
+WINDOW, LEVELS = 61, 3
+BLUR, BLOCK = 3.0, 15
+"""Pixels at work size: of the frames, against a decoder's grain, and of the window in which the
+strength of a corner is judged. Generated clips are grainy: small windows follow the grain."""
+MIN_GRADIENT = 0.2
+"""Grey levels per pixel at work size, root mean square along the weaker direction, below which a
+place is no corner, however weak the others are."""
+RETURN_ERROR = 0.015
 """Distance, in widths, between a corner and where following it there and back ends."""
 
 
@@ -48,10 +54,13 @@ def follow_corners(video: U8) -> Tracks:
     factor = WORK_HEIGHT / height
     size = (round(width * factor), WORK_HEIGHT)
     method = cv2.INTER_CUBIC if factor > 1 else cv2.INTER_AREA
-    grey = [cv2.resize(image, size, interpolation=method) for image in luminance(video)]
+    grey = [
+        cv2.GaussianBlur(cv2.resize(image, size, interpolation=method), (0, 0), BLUR)
+        for image in luminance(video)
+    ]
     source = frames // 2
     spacing = SPACING * size[0]
-    corners = cv2.goodFeaturesToTrack(grey[source], MAX_CORNERS, QUALITY, spacing, blockSize=9)
+    corners = cv2.goodFeaturesToTrack(grey[source], MAX_CORNERS, QUALITY, spacing, mask=_cornered(grey[source]), blockSize=BLOCK)
     if corners is None:
         return Tracks(np.zeros((frames, 0, 2)), np.zeros((frames, 0), bool), source)
     start = np.asarray(corners, np.float32).reshape(-1, 1, 2)
@@ -63,6 +72,14 @@ def follow_corners(video: U8) -> Tracks:
             pixels[target], found[target] = _follow(grey[source], grey[target], start, guess)
     scale = np.array([width / size[0], height / size[1]])
     return Tracks((pixels.astype(np.float64) + 0.5) * scale, found, source)
+
+
+def _cornered(grey: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Where the weaker direction has gradients that can be followed: 1, else 0."""
+    du, dv = gradients(grey.astype(np.float32))
+    xx, xy, yy = (cv2.blur(p, (BLOCK, BLOCK)) for p in (du * du, du * dv, dv * dv))
+    weaker = (xx + yy - np.sqrt((xx - yy) ** 2 + 4 * xy * xy)) / 2
+    return (weaker > MIN_GRADIENT**2).astype(np.uint8)
 
 
 def _follow(
