@@ -60,7 +60,9 @@ def follow_corners(video: U8) -> Tracks:
     ]
     source = frames // 2
     spacing = SPACING * size[0]
-    corners = cv2.goodFeaturesToTrack(grey[source], MAX_CORNERS, QUALITY, spacing, mask=_cornered(grey[source]), blockSize=BLOCK)
+    corners = cv2.goodFeaturesToTrack(
+        grey[source], MAX_CORNERS, QUALITY, spacing, mask=_cornered(grey[source]), blockSize=BLOCK
+    )
     if corners is None:
         return Tracks(np.zeros((frames, 0, 2)), np.zeros((frames, 0), bool), source)
     start = np.asarray(corners, np.float32).reshape(-1, 1, 2)
