@@ -21,11 +21,13 @@ from cluster.config import (
 )
 from cluster.doctor_cli import add_doctor_command
 from cluster.envs_cli import add_envs_command
+from cluster.evaluation_cli import add_evaluation_command
 from cluster.export_cli import add_export_command
 from cluster.generate_cli import add_generate_command
 from cluster.plan_cli import add_plan_command
 from cluster.prompts_cli import add_prompts_command
 from cluster.report_cli import add_report_command
+from cluster.reproduce_cli import add_reproduce_command
 from cluster.rewards_cli import add_rewards_command
 from cluster.run_cli import add_run_commands
 from cluster.study_cli import add_study_command
@@ -127,6 +129,8 @@ def _parser() -> argparse.ArgumentParser:
     add_run_commands(commands)
     add_prompts_command(commands)
     add_report_command(commands)
+    add_evaluation_command(commands)
+    add_reproduce_command(commands)
     add_plan_command(commands)
     add_doctor_command(commands)
     add_submit_command(commands)

@@ -1,0 +1,165 @@
+"""`worldr1 reproduce toy`: runs and evaluations until the page is whole; started again, it goes on.
+
+OUT/plan.json                  what is reproduced; another plan is refused
+OUT/runs/VARIANT-seedN/        a run each, resumed from its checkpoints
+OUT/evaluations/NAME/          its evaluation; one that is there is not made again
+OUT/reproduction.json, .md     the tables     OUT/index.html     the page, after every step
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from cluster.config import PRESETS, REPOSITORY, ConfigError, load
+from cluster.evaluation.reproduction import OVERRIDES, SETTINGS, VARIANTS, Variant
+from cluster.evaluation.result import Side, from_json
+from cluster.evaluation.run import Request, evaluate
+from cluster.evaluation.sources import Source, find_source
+from cluster.storage import RunFolder
+
+PRESET = "toy"
+PLAIN_NOISE = ("camera.strength=0.0",)
+"""The base without noise transport: the untouched model."""
+
+Train = Callable[[Sequence[str]], int]
+"""Runs `worldr1` with arguments to its end; its exit code."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What decides the figures; stored beside them."""
+
+    steps: int
+    pairs: int
+    overrides: tuple[str, ...] = ()
+
+    def arguments(self, variant: Variant, seed: int, run: str) -> list[str]:
+        """Arguments of `worldr1 train` for one run."""
+        files = [] if variant.file is None else ["--config", str(_file(variant))]
+        quarter = max(self.steps // 4, 1)
+        keys = [f"steps={self.steps}", f"seed={seed}", "eval.prompts=8", f"eval.every={quarter}"]
+        keys += [*SETTINGS, *self.overrides, *variant.overrides, f"run={run}"]
+        return ["train", PRESET, *keys, *files]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One run of a variant."""
+
+    variant: Variant
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Of its folders."""
+        return f"{self.variant.name}-seed{self.seed}"
+
+
+def jobs(only: Sequence[str], seeds: int) -> list[Job]:
+    """Runs in the order of their worth: the first seed of every variant, then the second, ...
+
+    `only` names variants (all by default). ConfigError for an unknown one.
+    """
+    known = [variant.name for variant in VARIANTS]
+    wrong = [name for name in only if name not in known]
+    if wrong:
+        raise ConfigError(f"--only {wrong[0]!r} is no variant; allowed: {', '.join(known)}")
+    chosen = [variant for variant in VARIANTS if not only or variant.name in only]
+    return [
+        Job(variant, variant.seeds[place])
+        for place in range(seeds)
+        for variant in chosen
+        if place < len(variant.seeds)
+    ]
+
+
+class Reproduction:
+    """A reproduction in a folder, as far as it got."""
+
+    def __init__(self, plan: Plan, out: RunFolder, say: Callable[[str], None]) -> None:
+        """ConfigError where another plan's figures lie in `out`."""
+        self.plan, self.out, self.say = plan, out, say
+        mine = {"steps": plan.steps, "pairs": plan.pairs, "overrides": list(plan.overrides)}
+        if out.exists("plan.json"):
+            theirs = json.loads(out.read_text("plan.json"))
+            if theirs != mine:
+                raise ConfigError(
+                    f"{out.url!r} holds a reproduction with {theirs}, not {mine}; choose another "
+                    "--out, or the same settings"
+                )
+        out.write_text("plan.json", json.dumps(mine))
+
+    def references(self) -> None:
+        """Evaluate what needs no training: the base, with and without transport, the ceiling."""
+        self._evaluate("base", Source("base", None, None), ())
+        self._evaluate("base-plain-noise", Source("base", None, None), PLAIN_NOISE)
+        clips = f"{self.out.url}/ceiling"
+        if not self.out.exists("ceiling/videos.jsonl"):
+            command = [sys.executable, "-m", "benchmarks.ceiling", "--out", clips]
+            command += ["--pairs", str(self.plan.pairs)]
+            done = subprocess.run(
+                command, cwd=REPOSITORY, capture_output=True, text=True, check=False
+            )
+            if done.returncode:
+                last = (done.stderr.strip() or "no word").splitlines()[-1]
+                raise ConfigError(f"the ceiling's clips could not be made: {last}")
+        self._evaluate("ceiling", Source("ceiling", None, clips), ())
+
+    def run(self, job: Job, train: Train) -> bool:
+        """Train a job to its end and evaluate its averaged weights; False where training failed."""
+        if not self._has(job.name):
+            url = f"{self.out.url}/runs/{job.name}"
+            code = train(self.plan.arguments(job.variant, job.seed, url))
+            if code:
+                self.say(f"{job.name}: training ended with exit code {code}")
+                return False
+            files = [] if job.variant.file is None else [str(_file(job.variant))]
+            self._evaluate(job.name, find_source(url, True), job.variant.overrides, files)
+        return True
+
+    def sides(self) -> dict[str, list[Side]]:
+        """Every evaluated side by variant or reference, seeds in order."""
+        found: dict[str, list[Side]] = {}
+        for name, group in self._names():
+            if self._has(name):
+                text = self.out.read_text(f"evaluations/{name}/evaluation.json")
+                (side,) = from_json(text).sides
+                folder = f"evaluations/{name}/videos/a"
+                files = sorted(self.out.sizes(folder)) if side.clips else []
+                by_stem = {Path(file).stem: file for file in files}
+                videos = [by_stem.get(f"{c.prompt_id}_{c.seed}", "") for c in side.clips]
+                found.setdefault(group, []).append(replace(side, title=name, videos=videos))
+        return found
+
+    def _names(self) -> Iterator[tuple[str, str]]:
+        yield from ((name, name) for name in ("base", "base-plain-noise", "ceiling"))
+        yield from ((job.name, job.variant.name) for job in jobs((), 99))
+
+    def _has(self, name: str) -> bool:
+        return self.out.exists(f"evaluations/{name}/evaluation.json")
+
+    def _evaluate(
+        self, name: str, source: Source, overrides: Sequence[str], files: Sequence[str] = ()
+    ) -> None:
+        if self._has(name):
+            return
+        request = Request(
+            sources=[source],
+            config=load(PRESET, [*self.plan.overrides, *overrides], files),
+            prompts=None,
+            pairs=self.plan.pairs,
+            frames=None,
+            vbench=None,
+            device="cpu",
+        )
+        evaluate(request, RunFolder(f"{self.out.url}/evaluations/{name}"), self.say)
+
+
+def _file(variant: Variant) -> Path:
+    assert variant.file is not None
+    return PRESETS / OVERRIDES.rpartition("/")[2] / variant.file

@@ -1,0 +1,188 @@
+"""The reproduction as one page: the paper's tables next to ours, verdicts, curves, clips."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+import plotly.offline
+
+from cluster.evaluation.figures import figure_of
+from cluster.evaluation.page import page
+from cluster.evaluation.paper import ABLATION_COLUMNS, ABLATIONS, MAIN, MAIN_COLUMNS
+from cluster.evaluation.reproduce import Plan
+from cluster.evaluation.reproduction import VARIANTS, Goal, against, goals, seed_mean
+from cluster.evaluation.result import ARROWS, Side, change
+from cluster.evaluation.statistics import estimate
+from cluster.report.style import PARTS, STAGES, figure, line
+from cluster.storage import RunFolder
+
+COLUMNS = (
+    "psnr", "ssim", "perceptual", "mvcs", "second.consistency", "s_traj", "second.traj", "rot_err",
+    "trans_err_abs", "cam_mc_abs", "second.rot_err", "second.cam_mc_abs", "warp_error", "motion",
+    "sharpness", "content", "aesthetic",
+)  # fmt: skip
+TITLES = {
+    "base": "base, transported noise",
+    "base-plain-noise": "base, plain noise",
+    "ceiling": "ceiling: ground truth through the VAE",
+}
+SHOWN = ("base", "full", "no_noise_transport", "no_general_reward", "ceiling")
+SHOWN_CLIPS = 12
+CURVES = {"reward": ("reward", "mean"), "PSNR": ("raw", "psnr", "mean"), "gold": ("gold", "mean")}
+
+Sides = Mapping[str, Sequence[Side]]
+
+
+def write_reproduction(out: RunFolder, plan: Plan, sides: Sides) -> None:
+    """Write `reproduction.json`, `reproduction.md`, the page and what it needs."""
+    verdicts = goals(sides)
+    out.write_text("reproduction.json", _as_json(plan, sides, verdicts))
+    out.write_text("reproduction.md", as_markdown(plan, sides, verdicts))
+    if not out.exists("plotly.min.js"):
+        out.write_text("plotly.min.js", plotly.offline.get_plotlyjs())
+    curves = {name: _curve(out, path) for name, path in CURVES.items()}
+    html = page(
+        "reproduction.html.j2",
+        plan=plan,
+        goals=verdicts,
+        columns=[_head(name) for name in COLUMNS],
+        rows=table(sides),
+        missing=[v.title for v in VARIANTS if not sides.get(v.name)],
+        paper_main=(MAIN_COLUMNS, MAIN),
+        paper_columns=ABLATION_COLUMNS,
+        paper=ABLATIONS,
+        curves={name: plot.to_json() for name, plot in curves.items()},
+        clips=_clips(sides),
+        titles=[_title(name) for name in SHOWN if sides.get(name)],
+    )
+    out.write_text("index.html", html)
+
+
+def table(sides: Sides) -> list[dict[str, Any]]:
+    """A row for every reference and variant that is there: means with intervals, and the paired
+    difference from the base (references) or from the full method (ablations)."""
+    rows = []
+    for name in (*TITLES, *(variant.name for variant in VARIANTS)):
+        own = sides.get(name)
+        if not own:
+            continue
+        reference = "base" if name in TITLES or name == "full" else "full"
+        rows.append(
+            {
+                "name": name,
+                "title": _title(name),
+                "runs": len(own),
+                "reference": reference,
+                "cells": [_cell(own, sides.get(reference, ()), name, column) for column in COLUMNS],
+            }
+        )
+    return rows
+
+
+def _cell(own: Sequence[Side], reference: Sequence[Side], name: str, column: str) -> dict[str, str]:
+    values = seed_mean(own, column)
+    if not values:
+        return {"value": "–", "change": "", "verdict": ""}
+    shown = figure_of(column)
+    found = estimate(list(values.values()), [prompt for prompt, _ in values])
+    ends = f"[{found.lower:.{shown.digits}f}, {found.upper:.{shown.digits}f}]"
+    cell = {"value": f"{found.mean:.{shown.digits}f}", "ends": ends, "change": "", "verdict": ""}
+    moved = None if own is reference else against(reference, own, column)
+    if moved is not None and name != "base":
+        cell |= {"change": change(moved, shown.digits), "verdict": moved.verdict(shown.better)}
+    return cell
+
+
+def as_markdown(plan: Plan, sides: Sides, verdicts: Sequence[Goal]) -> str:
+    """The verdicts and the table, for a terminal or a repository."""
+    marks = {True: "met", False: "MISSED", None: "not run"}
+    lines = [f"# Reproduction of the toy preset: {plan.steps} steps, {plan.pairs} pairs", ""]
+    lines += [f"- {marks[goal.met]}: {goal.text}" for goal in verdicts]
+    lines += ["", "| | runs | " + " | ".join(_head(c)["title"] for c in COLUMNS) + " |"]
+    lines.append("|---|" + "---|" * (len(COLUMNS) + 1))
+    for row in table(sides):
+        cells = " | ".join(cell["value"] for cell in row["cells"])
+        lines.append(f"| {row['title']} | {row['runs']} | {cells} |")
+    return "\n".join([*lines, ""])
+
+
+def _as_json(plan: Plan, sides: Sides, verdicts: Sequence[Goal]) -> str:
+    tree = {
+        "plan": {"steps": plan.steps, "pairs": plan.pairs, "overrides": list(plan.overrides)},
+        "goals": [{"goal": goal.text, "met": goal.met} for goal in verdicts],
+        "rows": {
+            row["name"]: {
+                "runs": row["runs"],
+                **dict(zip(COLUMNS, row["cells"], strict=True)),
+                "means": {c: _mean(sides[row["name"]], c) for c in COLUMNS},
+            }
+            for row in table(sides)
+        },
+    }
+    return json.dumps(tree, indent=1)
+
+
+def _mean(own: Sequence[Side], column: str) -> float | None:
+    values = list(seed_mean(own, column).values())
+    return float(np.mean(values)) if values else None
+
+
+def _title(name: str) -> str:
+    return TITLES.get(name) or next(v.title for v in VARIANTS if v.name == name)
+
+
+def _head(name: str) -> dict[str, str]:
+    shown = figure_of(name)
+    second = " (independent)" if name.startswith("second.") else ""
+    unit = f" {shown.unit}" if shown.unit else ""
+    return {"title": f"{shown.title}{second}", "note": f"{unit} {ARROWS[shown.better]}".strip()}
+
+
+def _curve(out: RunFolder, path: tuple[str, ...]) -> go.Figure:
+    """Held-out figures of every run over its steps, averaged weights where there are some."""
+    plot = figure(300)
+    colors = [*PARTS.values(), *STAGES]
+    for number, variant in enumerate(VARIANTS):
+        for seed in variant.seeds:
+            file = f"runs/{variant.name}-seed{seed}/metrics.jsonl"
+            if not out.exists(file):
+                continue
+            rows = [json.loads(text) for text in out.read_text(file).splitlines()]
+            x, y = [], []
+            for row in rows:
+                value: Any = row if row["kind"] == ("ema" if row["step"] else "eval") else None
+                for key in path:
+                    value = value.get(key) if isinstance(value, Mapping) else None
+                if isinstance(value, int | float):
+                    x.append(float(row["step"]))
+                    y.append(float(value))
+            if x:
+                color = colors[number % len(colors)]
+                curve = line(x, y, variant.title, color, legend=seed == variant.seeds[0])
+                plot.add_trace(curve.update(mode="lines+markers"))
+    return plot
+
+
+def _clips(sides: Sides) -> list[dict[str, Any]]:
+    """The first prompts, by the first run of each shown variant."""
+    shown = [(name, sides[name][0]) for name in SHOWN if sides.get(name)]
+    if not shown:
+        return []
+    tables = [
+        {(c.prompt_id, c.seed): v for c, v in zip(s.clips, s.videos, strict=bool(s.videos))}
+        for _, s in shown
+    ]
+    return [
+        {
+            "prompt": clip.prompt,
+            "cells": [
+                {"title": _title(name), "video": videos.get((clip.prompt_id, clip.seed), "")}
+                for (name, _), videos in zip(shown, tables, strict=True)
+            ],
+        }
+        for clip in shown[0][1].clips[:SHOWN_CLIPS]
+    ]

@@ -1,0 +1,65 @@
+"""`worldr1 evaluate SOURCE`: figures of a folder of videos or of a model, or of two."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from cluster.config import ConfigError
+from cluster.storage import RunFolder, absolute_url
+
+PAIRS = 22
+"""Pairs by default: each prompt of the toy test set once."""
+
+
+def add_evaluation_command(commands: Any) -> None:
+    """Register the command with the subparsers of `worldr1`."""
+    parser = commands.add_parser(
+        "evaluate", help="3D consistency, camera, coherence, looks: videos or models, compared"
+    )
+    parser.add_argument("source", metavar="SOURCE", help="base, a run, an export, a folder of mp4")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. rollout.frames=49")
+    parser.add_argument("--against", metavar="SOURCE", help="the other side, compared by pairs")
+    parser.add_argument("--prompts", metavar="SET", help="to sample, or to name a folder's videos")
+    parser.add_argument("--pairs", type=int, default=PAIRS, metavar="N", help=f"default {PAIRS}")
+    parser.add_argument("--frames", type=int, metavar="N", help="only the first N, e.g. 49 or 121")
+    parser.add_argument("--weights", choices=("ema", "raw"), help="which of a run's weights")
+    parser.add_argument("--preset", metavar="NAME", help="default: that of the run, or toy")
+    parser.add_argument("--vbench", metavar="PYTHON", help="of an environment with vbench")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of the sampler")
+    parser.add_argument("--out", default="evaluation", metavar="DIR", help="default: evaluation")
+    parser.set_defaults(command=_evaluate)
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    if options.pairs < 1 or (options.frames is not None and options.frames < 3):
+        raise ConfigError(
+            f"--pairs {options.pairs} --frames {options.frames}; allowed: 1 or more, 3 or more"
+        )
+    from cluster.evaluation.sources import config_of, find_source
+
+    average = None if options.weights is None else options.weights == "ema"
+    names = [options.source] + ([options.against] if options.against else [])
+    sources = [find_source(name, average) for name in names]
+    config = config_of(sources, options.preset, options.overrides)
+    out = RunFolder(absolute_url(options.out))
+    out.require_writable()
+    from cluster.evaluation.result import to_markdown
+    from cluster.evaluation.run import Request, evaluate
+
+    request = Request(
+        sources=sources,
+        config=config,
+        prompts=options.prompts,
+        pairs=options.pairs,
+        frames=options.frames,
+        vbench=options.vbench,
+        device=options.device,
+    )
+    print(to_markdown(evaluate(request, out, _say)))
+    print(f"{out.url}: clips.csv, evaluation.json, evaluation.md, index.html")
+    return 0
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)

@@ -1,0 +1,149 @@
+"""`worldr1 evaluate`: known clips measured, compared, written; and what it refuses."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cluster.cli import main
+from cluster.clips import Clip, write_index
+from cluster.evaluation.measure import ClipFigures
+from cluster.evaluation.result import Evaluation, Side, from_json, to_csv, to_json, to_markdown
+from cluster.evaluation.vbench import by_video
+from cluster.storage import RunFolder
+from cluster.video import encode_mp4
+from prompts.motions import Motion
+from rewards.known_answer import frozen, warped
+from toyworld.scenes import random_scene, render_clip
+
+
+def folder_of(path: Path, spoil: str) -> str:
+    """Two known clips as they are, frozen or warped, with their index."""
+    folder, clips = RunFolder(str(path)), []
+    for seed, motion in enumerate((Motion.PUSH_IN, Motion.ORBIT_LEFT)):
+        made = render_clip(random_scene(np.random.default_rng(seed)), (motion,))
+        clip = Clip(file=f"c{seed}.mp4", id=f"c{seed}", prompt=made.prompt.text, seed=seed)
+        video = {"": lambda v: v, "frozen": frozen, "warped": warped}[spoil](made.video)
+        folder.write_bytes(clip.file, encode_mp4(video))
+        clips.append(clip)
+    write_index(folder, clips)
+    return folder.url
+
+
+def test_spoilt_clips_lose_in_every_figure_that_matters(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good, bad = folder_of(tmp_path / "good", ""), folder_of(tmp_path / "bad", "warped")
+    out = tmp_path / "out"
+    assert main(["evaluate", bad, "--against", good, "--out", str(out)]) == 0
+    assert "## 3D consistency, by the independent estimator" in capsys.readouterr().out
+    tree = json.loads((out / "evaluation.json").read_text())
+    assert [side["title"] for side in tree["sides"]] == ["bad", "good"]
+    for name in (
+        "psnr",
+        "ssim",
+        "perceptual",
+        "s_recon",
+        "second.consistency",
+        "mvcs",
+        "warp_error",
+    ):
+        assert tree["differences"][name]["verdict"] == "better", name
+        assert tree["differences"][name]["pairs"] == 2
+    for name in ("rot_err", "cam_mc_abs", "second.rot_err", "second.cam_mc_abs", "motion", "judge"):
+        assert name in tree["differences"]
+    assert tree["scorers"]["independent estimator"] == "corners-v1"
+    assert any("stand in" in note for note in tree["notes"])
+    rows = list(csv.DictReader((out / "clips.csv").open()))
+    assert len(rows) == 4
+    assert float(rows[0]["psnr"]) == tree["sides"][0]["clips"][0]["figures"]["psnr"]
+    page = (out / "index.html").read_text()
+    assert page.count("<video ") == 4
+    assert (out / "videos/b/c1.mp4").read_bytes() == (tmp_path / "good/c1.mp4").read_bytes()
+
+
+def sides() -> Evaluation:
+    def clip(index: int, **figures: float) -> ClipFigures:
+        failures = {} if "gold" in figures else {"second": "no camera found: 3 corners"}
+        return ClipFigures(f"p{index}", "A <box>.", index, figures, failures)
+
+    first = [
+        clip(0, psnr=20.0, proxy=1.0, gold=1.0),
+        clip(1, psnr=22.0, proxy=0.5),
+        clip(2, proxy=2.0, gold=2.0),
+    ]
+    second = [clip(0, psnr=21.0), clip(1, psnr=24.0)]
+    return Evaluation([Side("A", first), Side("B", second)], {"judge": "v1"}, ["note"])
+
+
+def test_tables_by_hand() -> None:
+    evaluation = sides()
+    assert evaluation.sides[0].failures() == {"second": 1}
+    assert evaluation.sides[0].agreement() == pytest.approx(1.0)  # the failed clip is last in both
+    compared = evaluation.compare("psnr")
+    assert compared is not None
+    assert (compared.mean, compared.lower, compared.upper) == (1.5, 1.0, 2.0)
+    text = to_markdown(evaluation)
+    assert (
+        "| PSNR (dB) ↑ | 21.00 [20.00, 22.00] | 22.50 [21.00, 24.00] | "
+        "+1.50 [+1.00, +2.00] | better |" in text
+    )
+    assert "A: 3 clips; failures: second 1" in text
+    rows = list(csv.reader(to_csv(evaluation).splitlines()))
+    assert rows[0][:5] == ["model", "prompt_id", "seed", "prompt", "psnr"]
+    assert rows[3][4] == ""  # not measured, and no number in its place
+    again = from_json(to_json(evaluation))
+    assert to_csv(again) == to_csv(evaluation)
+
+
+def test_vbench_results_by_file() -> None:
+    names = (
+        "aesthetic_quality",
+        "motion_smoothness",
+        "subject_consistency",
+        "background_consistency",
+    )
+    results = {n: [0.5, [{"video_path": "/x/a.mp4", "video_results": 0.5}]] for n in names}
+    results["imaging_quality"] = [0.6, [{"video_path": "/x/a.mp4", "video_results": 60.0}]]
+    figures = by_video(results)["a.mp4"]
+    assert figures["vbench.imaging_quality"] == 60.0
+    assert figures["vbench.aesthetic_quality"] == 50.0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["/nowhere"], ["/nowhere", "nothing to evaluate"]),
+        (["base", "--pairs", "0"], ["--pairs 0", "1 or more"]),
+        (["base", "--prompts", "toy_tset"], ["toy_tset"]),
+        (["{clips}", "--frames", "49"], ["9 frames", "49"]),
+        (["{clips}", "--vbench", "/no/python"], ["/no/python"]),
+        (["base", "rollout.frames=8"], ["rollout.frames", "8"]),
+    ],
+)
+def test_wrong_requests_are_one_sentence(
+    arguments: list[str], words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clips = folder_of(tmp_path / "clips", "")
+    filled = [argument.replace("{clips}", clips) for argument in arguments]
+    assert main(["evaluate", *filled, "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err.strip().splitlines()
+    assert len(error) == 1
+    for word in words:
+        assert word in error[0]
+
+
+def test_a_folder_without_index_is_matched_by_names(tmp_path: Path) -> None:
+    from cluster.evaluation.sources import listed
+    from prompts.dataset import load_prompts
+
+    prompts = load_prompts("toy_test")
+    data = encode_mp4(np.zeros((5, 16, 16, 3), np.uint8))
+    for name in (prompts[0].id, f"{prompts[1].id}_7", f"{prompts[2].text}-3"):
+        (tmp_path / f"{name}.mp4").write_bytes(data)
+    found = {clip.id: clip.seed for clip in listed(str(tmp_path), "toy_test")}
+    assert found == {prompts[0].id: 0, prompts[1].id: 7, prompts[2].id: 3}
