@@ -18,7 +18,7 @@ SETTINGS = ("learner.ema_decay=0.9", "eval.ema=true")
 forgets in ten."""
 GAP_GOAL, MAX_FALL = 0.40, 0.05
 GUARDS = ("motion", "sharpness", "content")
-CAMERA = ("rot_err", "trans_err_abs", "cam_mc_abs", "second.rot_err", "second.cam_mc_abs")
+CAMERA = ("rot_err", "trans_err_rel", "cam_mc_rel", "second.rot_err", "second.cam_mc_rel")
 
 
 @dataclass(frozen=True, slots=True)

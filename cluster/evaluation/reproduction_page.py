@@ -22,7 +22,7 @@ from cluster.storage import RunFolder
 
 COLUMNS = (
     "psnr", "ssim", "perceptual", "mvcs", "second.consistency", "s_traj", "second.traj", "rot_err",
-    "trans_err_abs", "cam_mc_abs", "second.rot_err", "second.cam_mc_abs", "warp_error", "motion",
+    "trans_err_rel", "cam_mc_rel", "second.rot_err", "second.cam_mc_rel", "warp_error", "motion",
     "sharpness", "content", "aesthetic",
 )  # fmt: skip
 TITLES = {

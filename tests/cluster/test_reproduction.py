@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 import cluster
+from cluster.cli import main
 from cluster.config import flatten, load
 from cluster.evaluation.measure import ClipFigures
 from cluster.evaluation.paper import ABLATIONS
+from cluster.evaluation.reproduce import Plan, jobs
 from cluster.evaluation.reproduction import OVERRIDES, VARIANTS, gap_closed, goals, seed_mean
 from cluster.evaluation.result import Side
 
@@ -55,12 +58,12 @@ def test_share_of_the_gap_by_hand() -> None:
 
 def test_verdicts() -> None:
     guards = {"motion": 2.0, "sharpness": 4.0, "content": 0.9}
-    camera = {"rot_err": 1.0, "second.rot_err": 1.0, "cam_mc_abs": 3.0}
+    camera = {"rot_err": 1.0, "second.rot_err": 1.0, "cam_mc_rel": 3.0}
     sides = {
         "base": [side(psnr=20.0, s_traj=0.6, **guards)],
         "ceiling": [side(psnr=26.0, s_traj=0.9, **guards)],
         "full": [side(psnr=23.0, s_traj=0.7, **(guards | {"motion": 1.8}), **camera)],
-        "no_noise_transport": [side(**(camera | {"rot_err": 2.0, "cam_mc_abs": 4.0}))],
+        "no_noise_transport": [side(**(camera | {"rot_err": 2.0, "cam_mc_rel": 4.0}))],
         "no_decoupling": [side(motion=1.9)],
     }
     verdicts = {goal.text.split(":")[0]: goal.met for goal in goals(sides)}
@@ -75,3 +78,58 @@ def test_verdicts() -> None:
 
 def test_nothing_is_shown_before_anything_has_run() -> None:
     assert {goal.met for goal in goals({})} == {None}
+
+
+def test_first_seeds_come_first() -> None:
+    names = [job.name for job in jobs((), 2)]
+    assert names[:2] == ["full-seed0", "no_s_traj-seed0"]
+    assert names[len(VARIANTS)] == "full-seed1"
+    assert len(names) == len(VARIANTS) + 5
+    assert [job.name for job in jobs(["no_s_meta"], 3)] == ["no_s_meta-seed0"]
+    arguments = Plan(96, 66, ("rollout.workers=1",)).arguments(
+        jobs(["no_s_traj"], 1)[0].variant, 0, "R"
+    )
+    assert arguments[:2] == ["train", "toy"]
+    assert "rollout.workers=1" in arguments
+    assert arguments[-2] == "--config"
+    assert arguments[-1].endswith("no_s_traj.toml")
+
+
+TINY = (
+    "rollout.groups_per_step=1",
+    "rollout.group_size=2",
+    "rollout.eval_sampling_steps=2",
+    "rollout.sampling_steps=4",
+    "rollout.window_high=2",
+    "eval.prompts=1",
+)
+
+
+@pytest.mark.slow
+def test_a_reproduction_at_its_smallest_and_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Base, ceiling and one real run of one step; the same command again does nothing new."""
+    out = tmp_path / "out"
+    command = ["reproduce", "toy", "--out", str(out), "--steps", "1", "--pairs", "2", "--local"]
+    command += ["--seeds", "1", "--only", "full", *TINY]
+    assert main(command) == 0
+    tree = json.loads((out / "reproduction.json").read_text())
+    assert set(tree["rows"]) == {"base", "base-plain-noise", "ceiling", "full"}
+    means = {name: row["means"] for name, row in tree["rows"].items()}
+    assert means["ceiling"]["psnr"] > means["base"]["psnr"] + 1
+    assert means["ceiling"]["ssim"] > means["base"]["ssim"]
+    # One update moves the averaged weights a little, and no figure far.
+    assert means["full"]["psnr"] == pytest.approx(means["base"]["psnr"], abs=1.5)
+    assert [goal["met"] for goal in tree["goals"]].count(None) == 3
+    page = (out / "index.html").read_text()
+    assert page.count("<video ") == 2 * 3
+    for file in (out / "evaluations/full-seed0/videos/a").glob("*.mp4"):
+        assert f"evaluations/full-seed0/videos/a/{file.name}" in page
+    stamps = {path: path.stat().st_mtime_ns for path in (out / "evaluations").rglob("*.json")}
+    capsys.readouterr()
+    assert main(command) == 0
+    assert "sampling" not in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
+    assert main([*command, "--steps", "2"]) == 2
+    assert "holds a reproduction with" in capsys.readouterr().err
