@@ -88,7 +88,7 @@ def main() -> int:
             proxies.setdefault(name, []).append(score.parts["recon"] + score.parts["traj"])
             started = time.perf_counter()
             try:
-                gold = second_opinion(video, prompt, config.camera).figures["gold"]
+                gold = second_opinion(video, prompt, config.camera, sweep=False).figures["gold"]
             except NoCameraFound:
                 gold = None
             seconds += time.perf_counter() - started
