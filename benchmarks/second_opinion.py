@@ -24,8 +24,8 @@ from cluster.config import load
 from cluster.evaluation.statistics import rank_agreement
 from prompts.motions import Motion
 from prompts.schema import Prompt
-from rewards.known_answer import frozen, shuffled
 from rewards.metrics.independent import NoCameraFound, second_opinion
+from rewards.spoilt import frozen, shuffled
 from rewards.worker import ReconstructionWorker
 from toyworld.corruptions import CORRUPTIONS
 from toyworld.scenes import random_scene, render_clip

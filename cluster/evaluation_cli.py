@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 from typing import Any
 
 from cluster.config import ConfigError
@@ -36,12 +37,21 @@ def _evaluate(options: argparse.Namespace) -> int:
         raise ConfigError(
             f"--pairs {options.pairs} --frames {options.frames}; allowed: 1 or more, 3 or more"
         )
-    from cluster.evaluation.sources import config_of, find_source
+    from cluster.evaluation.sources import config_of, find_source, fixed_pairs, listed
 
     average = None if options.weights is None else options.weights == "ema"
     names = [options.source] + ([options.against] if options.against else [])
     sources = [find_source(name, average) for name in names]
     config = config_of(sources, options.preset, options.overrides)
+    if options.vbench is not None and shutil.which(options.vbench) is None:
+        raise ConfigError(
+            f"--vbench {options.vbench!r} is no program; allowed: the python of vbench's environment"
+        )
+    for source in sources:  # whatever is wrong shows before anything is loaded
+        if source.videos is None:
+            fixed_pairs(config, options.prompts, options.pairs)
+        else:
+            listed(source.videos, options.prompts)
     out = RunFolder(absolute_url(options.out))
     out.require_writable()
     from cluster.evaluation.result import to_markdown

@@ -17,7 +17,7 @@ from cluster.evaluation.vbench import by_video
 from cluster.storage import RunFolder
 from cluster.video import encode_mp4
 from prompts.motions import Motion
-from rewards.known_answer import frozen, warped
+from rewards.spoilt import frozen, warped
 from toyworld.scenes import random_scene, render_clip
 
 

@@ -8,11 +8,11 @@ import pytest
 from prompts.camera import invert_pose, rotation_angle_deg
 from prompts.config import CameraConfig
 from prompts.motions import PRIMITIVES, Motion
-from rewards.known_answer import frozen, shuffled, warped
 from rewards.metrics.independent import NoCameraFound, second_opinion
 from rewards.metrics.sparse import corner_term, solve_cameras
 from rewards.metrics.sweep import lifted, projected, seen_from, sweep_depth, view_agreement
 from rewards.metrics.tracks import Tracks, follow_corners
+from rewards.spoilt import frozen, shuffled, warped
 from toyworld.scenes import Clip, random_scene, render_clip
 
 CAMERA = CameraConfig()
