@@ -45,7 +45,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     config = config_of(sources, options.preset, options.overrides)
     if options.vbench is not None and shutil.which(options.vbench) is None:
         raise ConfigError(
-            f"--vbench {options.vbench!r} is no program; allowed: the python of vbench's environment"
+            f"--vbench {options.vbench!r} is no program; allowed: a python that has vbench"
         )
     for source in sources:  # whatever is wrong shows before anything is loaded
         if source.videos is None:
