@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -12,7 +13,7 @@ from typing import Any, Protocol
 
 from cluster.clocks import Meter, StageClock, bottleneck
 from cluster.collect import Batch
-from cluster.exports import BY_NAME, METRICS, samples
+from cluster.exports import BY_NAME, METRICS, Sample, samples
 from cluster.patience import missing_is_fine
 from cluster.pools import Workers
 from cluster.report.refresh import Refresher
@@ -20,6 +21,9 @@ from cluster.storage import RunFolder
 from learner.rank import StepReport
 
 REWARD_STAGES = ("reconstruction", "judge", "aesthetic")
+REFRESH_S = 5.0
+"""Time between two settings of the same gauges."""
+WRITTEN = "worldr1_checkpoint_written_timestamp_seconds"
 SHOWN_PARTS = ("recon", "traj", "meta", "gen")
 
 
@@ -206,17 +210,32 @@ class StepGauges:
             )
             for metric in METRICS
         }
+        self._current: dict[str, list[Sample]] = {}
         self._durable_step = -1
+        threading.Thread(target=self._keep_alive, name="gauges", daemon=True).start()
 
     def set(self, row: Mapping[str, Any]) -> None:
-        """Publish a row of a step or an examination."""
-        for name, value, label in samples(row):
-            tags = {BY_NAME[name].label: label} if BY_NAME[name].label else {}
-            self._gauges[name].set(value, tags=tags)
+        """Publish a row of a step or an examination in place of the one before."""
+        found = list(samples(row))
+        if found:
+            self._current[str(row["kind"])] = found
         durable = row.get("durable_step", self._durable_step)
         if durable != self._durable_step:
             self._durable_step = durable
-            self._gauges["worldr1_checkpoint_written_timestamp_seconds"].set(time.time())
+            self._current["durable"] = [(WRITTEN, time.time(), "")]
+        self._publish()
+
+    def _publish(self) -> None:
+        for found in list(self._current.values()):
+            for name, value, label in found:
+                tags = {BY_NAME[name].label: label} if BY_NAME[name].label else {}
+                self._gauges[name].set(value, tags=tags)
+
+    def _keep_alive(self) -> None:
+        # Ray's agent forgets a gauge that is not set for some 20 s; steps take minutes.
+        while True:
+            time.sleep(REFRESH_S)
+            self._publish()
 
 
 def _spread_by_window(batch: Batch) -> dict[str, float]:

@@ -7,6 +7,7 @@ or RAY_AUTH_TOKEN_PATH.
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Callable
 
@@ -55,6 +56,8 @@ def submit_job(
 
 def connect(address: str) -> JobSubmissionClient:
     """A client of the Jobs API; ConfigError where nobody answers or the token is refused."""
+    # Ray lets RAY_ADDRESS override what it is told; here the command line has the last word.
+    os.environ["RAY_API_SERVER_ADDRESS"] = address
     try:
         return JobSubmissionClient(address)
     except AuthenticationError:

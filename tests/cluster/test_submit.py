@@ -8,6 +8,7 @@ The worker split, submission, retries and every query of the board are the real 
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -97,6 +98,10 @@ def check_every_query(url: str, started: float, ended: float) -> None:
         if not any(value != "NaN" for each in series for _, value in each["values"]):
             empty.append((title, query))
     assert empty == []
+    (steps,) = query_range(url, f"{PREFIX}worldr1_done_steps", started, ended)
+    times = [float(moment) for moment, _ in steps["values"]]
+    gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
+    assert max(gaps) <= 10, "a figure is exported between steps too"
     texts = help_texts(url)
     for metric in METRICS:
         assert texts[PREFIX + metric.name] == metric.help
