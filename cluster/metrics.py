@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import math
 import statistics
@@ -212,7 +213,10 @@ class StepGauges:
         }
         self._current: dict[str, list[Sample]] = {}
         self._durable_step = -1
-        threading.Thread(target=self._keep_alive, name="gauges", daemon=True).start()
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._keep_alive, name="gauges", daemon=True)
+        self._thread.start()
+        atexit.register(self.close)  # before Ray's own end, which was registered earlier
 
     def set(self, row: Mapping[str, Any]) -> None:
         """Publish a row of a step or an examination in place of the one before."""
@@ -233,9 +237,13 @@ class StepGauges:
 
     def _keep_alive(self) -> None:
         # Ray's agent forgets a gauge that is not set for some 20 s; steps take minutes.
-        while True:
-            time.sleep(REFRESH_S)
+        while not self._closed.wait(REFRESH_S):
             self._publish()
+
+    def close(self) -> None:
+        """Set no gauge any more."""
+        self._closed.set()
+        self._thread.join()
 
 
 def _spread_by_window(batch: Batch) -> dict[str, float]:
