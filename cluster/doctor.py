@@ -60,7 +60,10 @@ class Finding:
 class Unfit(RunStopped):
     """A check failed: the run must not start."""
 
-    advice = "mend what the lines above name; `worldr1 doctor PRESET` repeats the checks"
+    advice = (
+        "mend what the lines above name; `worldr1 doctor PRESET` repeats the checks, and "
+        "placement.check_nodes=false starts without them"
+    )
 
 
 def diagnose(

@@ -159,6 +159,7 @@ def test_models_here_in_the_cache_and_nowhere(
     assert probe.probe_model("owner/name") == ""
 
 
+@pytest.mark.slow
 def test_stores(tmp_path: Path, s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     problem, seconds = probe.probe_store(f"{s3_bucket}/run")
     assert problem == ""
