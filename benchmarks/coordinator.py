@@ -260,13 +260,14 @@ def main() -> int:
     )
     try:
         sizes = SIZES[:1] if options.quick else SIZES
-        found = [measure(size, 3 if options.quick else 5) for size in sizes]
+        found = []
+        for size in sizes:
+            found.append(measure(size, 3 if options.quick else 5))
+            print(found[-1], flush=True)
+            if options.json:
+                write(options.json, Result("coordinator", machine(), found))
     finally:
         ray.shutdown()
-    for row in found:
-        print(row)
-    if options.json:
-        write(options.json, Result("coordinator", machine(), found))
     per_group = [row["cpu_ms_per_group"] for row in found]
     flat = max(per_group) <= FLAT_GOAL * per_group[0]
     missed = found[0]["share_of_a_step"] >= SHARE_GOAL or not flat
