@@ -18,7 +18,7 @@ from prompts.camera import relative_to_first, requested_path
 from prompts.config import CameraConfig
 from prompts.schema import Prompt
 from rewards.metrics.sparse import NoCameraFound, SparseModel, solve_cameras
-from rewards.metrics.sweep import view_agreement
+from rewards.metrics.sweep import photo_error, view_agreement
 from rewards.metrics.tracks import follow_corners
 from rewards.scoring import trajectory_score
 
@@ -61,7 +61,15 @@ def second_opinion(
     height, width = video.shape[1:3]
     focal = camera.focal * width
     intrinsics = np.array([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1.0]])
-    model = solve_cameras(follow_corners(video[indices]), intrinsics, (height, width))
+    models = solve_cameras(follow_corners(video[indices]), intrinsics, (height, width))
+    small, small_intrinsics = _reduced(video[indices], intrinsics)
+    model = models[0]
+    if len(models) > 1:
+
+        def unexplained(one: SparseModel) -> float:
+            return photo_error(small, one.w2c, small_intrinsics, *_depths(one))
+
+        model = min(models, key=unexplained)
     c2w = relative_to_first(model.c2w)
     c2w[:, :3, 3] /= model.first_depth
     figures = {
@@ -76,20 +84,29 @@ def second_opinion(
         figures["traj"] = trajectory_score(requested, c2w, 1.0).score
         figures["gold"] = model.consistency + figures["traj"]
     if sweep:
-        figures |= _agreement(video[indices], model, intrinsics)
+        figures |= _agreement(small, model, small_intrinsics)
     return SecondOpinion(figures, c2w, requested)
 
 
-def _agreement(video: U8, model: SparseModel, intrinsics: F64) -> dict[str, float]:
+def _reduced(video: U8, intrinsics: F64) -> tuple[NDArray[np.float32], F64]:
+    """The video [F, h, w, 3] in [0, 1] at the size of the sweep, and its intrinsics."""
     height, width = video.shape[1:3]
     factor = min(1.0, float(np.sqrt(SWEEP_PIXELS / (height * width))))
     size = (max(round(width * factor), 16), max(round(height * factor), 16))
     if size != (width, height):
         video = np.stack([cv2.resize(f, size, interpolation=cv2.INTER_AREA) for f in video])
         intrinsics = intrinsics * np.array([[size[0] / width], [size[1] / height], [1.0]])
+    return video.astype(np.float32) / np.float32(255), intrinsics
+
+
+def _depths(model: SparseModel) -> tuple[float, float]:
+    """Nearest and farthest depth that is swept."""
     low, high = np.percentile(model.depth, (2, 98))
-    frames = video.astype(np.float32) / np.float32(255)
-    agreed = view_agreement(frames, model.w2c, intrinsics, NEAREST * low, FARTHEST * high)
+    return float(NEAREST * low), float(FARTHEST * high)
+
+
+def _agreement(frames: NDArray[np.float32], model: SparseModel, K: F64) -> dict[str, float]:
+    agreed = view_agreement(frames, model.w2c, K, *_depths(model))
     figures = {"mvcs": agreed.mvcs}
     if agreed.depth_error is not None:
         figures["depth_error"] = agreed.depth_error

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from prompts.camera import invert_pose
+from prompts.camera import invert_pose, rotation_angle_deg
 from rewards.metrics.tracks import Tracks
 from rewards.reconstruct.bundle_adjustment import (
     DataTerm,
@@ -41,7 +41,10 @@ sideways motions leave: corners alone cannot."""
 START_SHIFTS = (0.15, 0.4)
 """Shifts over the clip, in scene depths, of the paths from which the search starts, in each of six
 directions and at rest: small motions leave several minima."""
-TRIAL_STEPS, FINAL_STEPS, REFINED = 12, 60, 3
+TRIAL_STEPS, FINAL_STEPS = 12, 40
+ALIKE, SAME_DEG, MOST = 0.5, 1.5, 4
+"""Share by which another minimum may be worse and still be handed on, the least angle between the
+first cameras of two that count as different, and how many there are at most."""
 CONVERGED = 1e-5
 
 
@@ -73,8 +76,9 @@ class SparseModel:
         return invert_pose(self.w2c)
 
 
-def solve_cameras(tracks: Tracks, intrinsics: F64, size: tuple[int, int]) -> SparseModel:
-    """Cameras of followed corners; `intrinsics` [3, 3] in pixels, `size` (height, width).
+def solve_cameras(tracks: Tracks, intrinsics: F64, size: tuple[int, int]) -> list[SparseModel]:
+    """Cameras of followed corners, the best first; `intrinsics` [3, 3] in pixels, `size` (height,
+    width). More than one where corners alone cannot decide: pixels can.
 
     Raises NoCameraFound where too few corners lead through the clip.
     """
@@ -97,9 +101,22 @@ def solve_cameras(tracks: Tracks, intrinsics: F64, size: tuple[int, int]) -> Spa
 
     time = (others - tracks.source) / (frames - 1)
     tried = [improved(start, TRIAL_STEPS) for start in _starts(time, ground)]
-    best = sorted(tried, key=lambda state: state.cost)[:REFINED]
-    state = min((improved(s, FINAL_STEPS) for s in best), key=lambda state: state.cost)
-    return _model(tracks, others, state, rays, camera, size)
+    best = sorted(tried, key=lambda state: state.cost)
+    refined = sorted((improved(s, FINAL_STEPS) for s in best), key=lambda state: state.cost)
+    models: list[SparseModel] = []
+    for state in refined:
+        if state.cost > (1 + ALIKE) * refined[0].cost or len(models) == MOST:
+            break
+        model = _model(tracks, others, state, rays, camera, size)
+        if all(_differ(model, other) for other in models):
+            models.append(model)
+    return models
+
+
+def _differ(first: SparseModel, second: SparseModel) -> bool:
+    """Whether two models turn the first camera differently."""
+    between = first.w2c[0, :3, :3] @ second.w2c[0, :3, :3].T
+    return bool(rotation_angle_deg(between) > SAME_DEG)
 
 
 def corner_term(goal: F64, seen: NDArray[np.bool_], unit: float) -> DataTerm:

@@ -73,6 +73,24 @@ def sweep_depth(
     video: F32, w2c: F64, intrinsics: F64, key: int, targets: list[int], hypotheses: F64
 ) -> F64:
     """Depth [H, W] of frame `key`: at each pixel the hypothesis whose windows look most alike."""
+    costs = _sweep(video, w2c, intrinsics, key, targets, hypotheses)
+    return np.asarray(hypotheses[costs.argmin(axis=0)], np.float64)
+
+
+def photo_error(video: F32, w2c: F64, intrinsics: F64, near: float, far: float) -> float:
+    """Mean colour difference that cameras leave in the middle frame at its best depths: what they
+    cannot explain. Infinite where nothing is seen twice."""
+    key, last = len(video) // 2, len(video) - 1
+    hypotheses = 1 / np.linspace(1 / near, 1 / far, HYPOTHESES)
+    costs = _sweep(video, w2c, intrinsics, key, [0, last], hypotheses).min(axis=0)
+    known = np.isfinite(costs)
+    return float(costs[known].mean()) if known.mean() > 0.5 else float("inf")
+
+
+def _sweep(
+    video: F32, w2c: F64, intrinsics: F64, key: int, targets: list[int], hypotheses: F64
+) -> F64:
+    """Costs [D, H, W] of the depth hypotheses; infinite where hardly any target sees them."""
     height, width = video.shape[1:3]
     costs = np.full((len(hypotheses), height, width), np.inf)
     for index, depth in enumerate(hypotheses):
@@ -87,7 +105,7 @@ def sweep_depth(
         # A depth that hardly any frame sees must not win by default.
         enough = seen > 0.25 * len(targets)
         costs[index] = np.where(enough, total / np.maximum(seen, 1e-6), np.inf)
-    return np.asarray(hypotheses[costs.argmin(axis=0)], np.float64)
+    return costs
 
 
 def _windows(image: F64) -> F64:

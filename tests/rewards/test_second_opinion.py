@@ -60,7 +60,7 @@ def test_cameras_of_exact_corners_are_exact() -> None:
     seen = w2c[:, :3, :3] @ points + w2c[:, :3, 3:]
     u, v, _ = projected(np.moveaxis(seen, 1, -1), made.intrinsics)
     tracks = Tracks(np.stack([u + 0.5, v + 0.5], axis=-1), np.ones((9, 60), bool), 4)
-    model = solve_cameras(tracks, made.intrinsics, SIZE)
+    model = solve_cameras(tracks, made.intrinsics, SIZE)[0]
     scale = np.median(points[2] / model.depth)
     assert model.depth * scale == pytest.approx(points[2], rel=0.05)
     assert model.error_px < 0.03
