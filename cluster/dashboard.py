@@ -1,5 +1,5 @@
 """The Grafana board of a run, from a table of panels: `python -m cluster.dashboard` writes
-`deploy/grafana_dashboard.json`. Every query is executed against a real Prometheus by a test.
+`cluster/deploy/grafana_dashboard.json`. A test puts every query to a real Prometheus.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 from cluster.config import REPOSITORY
 from cluster.exports import PREFIX
 
-FILE = REPOSITORY / "deploy/grafana_dashboard.json"
+FILE = REPOSITORY / "cluster/deploy/grafana_dashboard.json"
 SOURCE = {"type": "prometheus", "uid": "${datasource}"}
 RUN = 'SessionName=~"$session"'
 """Series of the chosen Ray session only."""

@@ -14,7 +14,7 @@ def add_submit_command(commands: Any) -> None:
     submit = commands.add_parser(
         "submit", help="submit a RayJob manifest to any Ray cluster and follow it"
     )
-    submit.add_argument("file", metavar="FILE", help="e.g. deploy/ray_job.yaml")
+    submit.add_argument("file", metavar="FILE", help="e.g. ray_job.yaml")
     submit.add_argument(
         "overrides", nargs="*", metavar="key=value", help="added to the manifest's command"
     )

@@ -20,6 +20,11 @@ RAY_FILES = {
     "cluster/metrics.py",
     "cluster/submit.py",
 }
+TOP_LEVEL = {
+    *("actors", "learner", "rewards", "cluster", "prompts", "toyworld", "tests", "benchmarks"),
+    *("docs", "pyproject.toml", "ray_job.yaml", "README.md", "Makefile", "LICENSE", "mkdocs.yml"),
+    *(".ci", ".gitignore", ".dockerignore"),
+}
 LAZY_ONLY = {"gsplat", "vllm", "depth_anything_3", "hpsv3", "lpips"}
 
 
@@ -53,6 +58,13 @@ def test_tool_has_no_complaint(command: list[str]) -> None:
         [str(tool), *command[1:]], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-2000:]
+
+
+def test_top_level_is_the_documented_one() -> None:
+    listed = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split("\n")
+    assert {path.split("/")[0] for path in listed if path} == TOP_LEVEL
 
 
 def test_ray_is_imported_in_the_listed_files_alone() -> None:

@@ -23,13 +23,13 @@ from cluster.job_file import read_job_file
 from cluster.layout import Node, assign, layout
 from tests.cluster.kuberay_rules import JOB, operator_findings
 
-DEPLOY = REPOSITORY / "deploy"
+DEPLOY = REPOSITORY / "cluster/deploy"
 KUBERNETES = "1.32"
 
 
 @pytest.fixture(scope="module")
 def documents() -> list[dict[str, Any]]:
-    return list(yaml.safe_load_all((DEPLOY / "ray_job.yaml").read_text()))
+    return list(yaml.safe_load_all((REPOSITORY / "ray_job.yaml").read_text()))
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +135,7 @@ def test_the_groups_hold_the_preset(job: dict[str, Any]) -> None:
 
 
 def test_the_same_file_is_a_job_for_any_cluster(job: dict[str, Any]) -> None:
-    found = read_job_file(str(DEPLOY / "ray_job.yaml"))
+    found = read_job_file(str(REPOSITORY / "ray_job.yaml"))
     assert found.entrypoint.startswith("worldr1 train small --run s3://")
     assert found.retries == job["spec"]["backoffLimit"] == 5
     assert set(found.runtime_env["env_vars"]) == {"HF_HOME", "WORLDR1_ENVS"}

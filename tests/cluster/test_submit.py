@@ -41,7 +41,7 @@ def head() -> Iterator[Head]:
 
 def manifest(folder: Path, entrypoint: str, retries: int) -> Path:
     """The shipped file with another command."""
-    documents = list(yaml.safe_load_all((REPOSITORY / "deploy/ray_job.yaml").read_text()))
+    documents = list(yaml.safe_load_all((REPOSITORY / "ray_job.yaml").read_text()))
     job = next(d for d in documents if d["kind"] == "RayJob")
     job["spec"] |= {"entrypoint": entrypoint, "backoffLimit": retries}
     path = folder / "ray_job.yaml"
