@@ -73,8 +73,9 @@ def test_second_report_copies_only_what_is_missing(smallest: Callable[..., RunCo
     write_report(config.run)
     media = Path(config.run) / "report/media"
     files = {path: path.stat().st_mtime_ns for path in media.rglob("*.*")}
-    # 2 members x (sample, re-rendering, meta-view), 4 pairs x 2 evaluations, 4 averaged.
-    assert len(files) == 6 + 8 + 4
+    # 2 members x (sample, re-rendering, meta-view, depth, cameras, Gaussians), 4 pairs x 2
+    # evaluations, 4 averaged.
+    assert len(files) == 12 + 8 + 4
     lost = next(iter(files))
     lost.unlink()
     write_report(config.run)

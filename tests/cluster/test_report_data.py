@@ -63,7 +63,7 @@ def train(config: RunConfig) -> str:
 def rows(config: RunConfig) -> list[dict]:  # type: ignore[type-arg]
     """Rows of metrics.jsonl without their clocks."""
     text = (Path(config.run) / "metrics.jsonl").read_text()
-    clocks = {"time", "seconds", "stages", "bottleneck"}
+    clocks = {"time", "seconds", "stages", "bottleneck", "durable_step"}
     return [
         {key: value for key, value in json.loads(line).items() if key not in clocks}
         for line in text.splitlines()
