@@ -5,6 +5,7 @@ Not covered: real GPUs, and real networks between nodes: all raylets are on this
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -106,6 +107,17 @@ def check_against_layout(config: RunConfig) -> None:
     assert len(load_of) == sum(share.gpus for share in placement.shares)
     assert max(load_of.values()) <= 1.0 + 1e-6
     placement.release()
+    wait_until_all_are_free()
+
+
+def wait_until_all_are_free(limit_s: float = 30.0) -> None:
+    """Raylets report a little later that what was released is free."""
+    import ray
+
+    deadline = time.monotonic() + limit_s
+    while ray.available_resources().get("GPU") != ray.cluster_resources()["GPU"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 def check_the_doctor(config: RunConfig) -> None:
