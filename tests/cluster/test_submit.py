@@ -80,8 +80,9 @@ def test_small_8gpu_on_the_toy_model_submitted_and_watched(head: Head, tmp_path:
         seldom = ["rewards.examine_every=4"] if picture else []
         done = submit(file, address, environment, f"steps={count}", *seldom)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
-        steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-        assert [row["step"] for row in steps if row["kind"] == "step"] == [*range(count)]
+        rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        steps = [row for row in rows if row["kind"] == "step"]
+        assert [row["step"] for row in steps] == [*range(count)]
         preset = load("small-8gpu")
         assert steps[-1]["workers"]["rollout"] == preset.rollout.workers
         assert steps[-1]["workers"]["learner"] == preset.learner.ranks
