@@ -136,8 +136,8 @@ def located(rewards: RewardConfig) -> RewardConfig:
     for family in FAMILIES:
         config = getattr(rewards, family)
         changed = {"env": str(locate(config.env))} if config.env else {}
-        for name in ("model", "base"):
-            path = getattr(config, name, "")
+        for name in sorted({"model", "base"} & type(config).model_fields.keys()):
+            path = getattr(config, name)
             if path and Path(path).exists():
                 changed[name] = str(Path(path).absolute())
         families[family] = config.model_copy(update=changed)

@@ -54,9 +54,13 @@ def test_it_examines_every_so_often_and_says_its_alarms(tmp_path: Path) -> None:
 
 
 def test_zero_never_examines(tmp_path: Path) -> None:
-    examination = Examination(0, LocalPool("reconstruction", Scorer()), log(tmp_path, []))
+    said: list[str] = []
+    metrics = log(tmp_path, said)
+    examination = Examination(0, LocalPool("reconstruction", Scorer()), metrics)
     for step in range(5):
         asyncio.run(examination.examine_if_due(step))
+    assert said == []
+    assert metrics.rows("examiner") == []
 
 
 def steps(recon: tuple[float, float], **raw: tuple[float, float]) -> list[dict[str, Any]]:
