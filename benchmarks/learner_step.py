@@ -3,8 +3,9 @@
 One `LearnerRank.step` (FSDP2, checkpointing as configured) against the same forward passes, loss
 and backward in one plain process without any wrapper, on the toy world's transformer, in turn; CPU
 seconds per trajectory and window step. `--ranks 2` takes the step on two ranks over gloo in
-processes of their own and reports wall seconds as well, for an idle machine. Also: the gap between
-the rollout's and the learner's log-densities per window step, in float32 and bfloat16.
+processes of their own, and the plain maths in the same two processes, and reports wall seconds as
+well. Also: the gap between the rollout's and the learner's log-densities per window step, in float32
+and bfloat16.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import multiprocessing
 
 from actors.config import PolicyConfig, RolloutConfig
@@ -118,38 +120,27 @@ class Plain:
 
 def measure(name: str, repeats: int, recompute: bool, keep_gathered: bool) -> dict[str, Any]:
     """Median CPU seconds of a step of one rank and of the plain process, in turn."""
-    height, width, frames, micro_batch = SIZES[name]
-    rollout = RolloutConfig(
-        height=height, width=width, frames=frames, sampling_steps=10, window_high=4,
-        group_size=micro_batch,
-    )  # fmt: skip
-    config = LearnerConfig(
-        micro_batch=micro_batch,
-        activation_checkpointing=recompute,
-        keep_gathered=keep_gathered,
-    )
+    rollout, config = settings(name, 1, recompute, keep_gathered)
     policy = toy_policy()
     trajectories, groups = draw(policy, rollout), scored(rollout.group_size)
     rank = LearnerRank(0, 1, policy, config, rollout, 0, None, "cpu", 1)
-    (plan,) = plan_batch(groups, 1, micro_batch, 1)
+    (plan,) = plan_batch(groups, 1, config.micro_batch, 1)
     plain = Plain(policy, rollout, config)
     if recompute:
         checkpoint_blocks(plain.policy.transformer)
-    spent: dict[str, list[float]] = {"rank": [], "plain": []}
-    gaps: list[float] = []
-    for repeat in range(repeats + 1):
-        for kind, seconds in spent.items():
-            began = time.process_time()
-            if kind == "plain":
-                plain.step(trajectories)
-            else:
-                report = _step(rank, groups, plan, trajectories)
-                gaps = gaps or [report.metrics[f"window_{w}/log_ratio_max"] for w in range(2)]
-            if repeat:
-                seconds.append(time.process_time() - began)
+    before = _step(rank, groups, plan, trajectories).metrics
+    spent = in_turn(
+        {
+            "rank": lambda: _step(rank, groups, plan, trajectories),
+            "plain": lambda: plain.step(trajectories),
+        },
+        repeats,
+    )
     rank.close()
     units = rollout.group_size * rollout.window_size
-    rank_s, plain_s = (statistics.median(spent[kind]) / units for kind in ("rank", "plain"))
+    cpu = {kind: [seconds.cpu / units for seconds in spent[kind]] for kind in spent}
+    rank_s, plain_s = statistics.median(cpu["rank"]), statistics.median(cpu["plain"])
+    ratios = sorted(p / r for p, r in zip(cpu["plain"], cpu["rank"], strict=True))
     return {
         "run": f"{name}, one rank"
         + (", weights kept gathered" if keep_gathered else ", gathered for each pass")
@@ -157,8 +148,52 @@ def measure(name: str, repeats: int, recompute: bool, keep_gathered: bool) -> di
         "rank_cpu_s": round(rank_s, 5),
         "plain_cpu_s": round(plain_s, 5),
         "throughput_ratio": round(plain_s / rank_s, 4),
-        "log_ratio_max_by_window_step": gaps,
+        "ratio_of_each_repeat": [round(ratio, 3) for ratio in ratios],
+        "log_ratio_max_by_window_step": [before[f"window_{w}/log_ratio_max"] for w in range(2)],
     }
+
+
+def settings(
+    name: str, ranks: int, recompute: bool, keep_gathered: bool
+) -> tuple[RolloutConfig, LearnerConfig]:
+    """One group of one micro-batch, or of a smaller one for each rank."""
+    height, width, frames, group = SIZES[name]
+    rollout = RolloutConfig(
+        height=height, width=width, frames=frames, sampling_steps=10, window_high=4,
+        group_size=group,
+    )  # fmt: skip
+    learner = LearnerConfig(
+        ranks=ranks,
+        micro_batch=group // ranks,
+        activation_checkpointing=recompute,
+        keep_gathered=keep_gathered,
+    )
+    return rollout, learner
+
+
+class Seconds(NamedTuple):
+    """What one step took in this process."""
+
+    wall: float
+    cpu: float
+
+
+def in_turn(
+    steps: Mapping[str, Callable[[], object]],
+    repeats: int,
+    meet: Callable[[], object] = lambda: None,
+) -> dict[str, list[Seconds]]:
+    """Time several kinds of step in turn, in alternating order, after one run of each; `meet`
+    lets processes that are measured together begin each step together."""
+    spent: dict[str, list[Seconds]] = {kind: [] for kind in steps}
+    for repeat in range(repeats + 1):
+        for kind in sorted(steps, reverse=repeat % 2 == 1):
+            meet()
+            wall, cpu = time.perf_counter(), time.process_time()
+            steps[kind]()
+            if repeat:
+                spent[kind].append(Seconds(time.perf_counter() - wall, time.process_time() - cpu))
+    return spent
 
 
 def _step(
@@ -189,46 +224,64 @@ def gap(dtype: str) -> dict[str, Any]:
 
 
 def on_two_ranks(name: str, repeats: int) -> dict[str, Any]:
-    """Median seconds of a step of two ranks over gloo against one, each in its own process."""
+    """Median seconds of a step of two ranks over gloo, each in its own process, against the plain
+    maths in the same two processes, each doing its rank's share; and what two processes at once
+    cost the plain maths on this machine, where one alone has both shares to do."""
     context = multiprocessing.get_context("spawn")
-    seconds = {}
+    medians: dict[int, list[dict[str, Seconds]]] = {}
     for world in (1, 2):
         answers = context.SimpleQueue()
         with tempfile.TemporaryDirectory() as folder:
             multiprocessing.spawn(_rank, (world, folder, name, repeats, answers), nprocs=world)
-        seconds[world] = [answers.get() for _ in range(world)]
-    wall, cpu = ({w: max(s[i] for s in seconds[w]) for w in seconds} for i in (0, 1))
+        medians[world] = [answers.get() for _ in range(world)]
+    rank = Seconds(*(max(m["rank"][i] for m in medians[2]) for i in (0, 1)))
+    plain = Seconds(*(statistics.mean(m["plain"][i] for m in medians[2]) for i in (0, 1)))
+    (alone,) = medians[1]
     return {
-        "run": f"{name}, two ranks against one",
-        "wall_s": {str(w): round(s, 4) for w, s in wall.items()},
-        "cpu_s_per_rank": {str(w): round(s, 4) for w, s in cpu.items()},
-        "wall_throughput_per_rank": round(wall[1] / 2 / wall[2], 4),
-        "cpu_throughput_per_rank": round(cpu[1] / 2 / cpu[2], 4),
+        "run": f"{name}, two ranks",
+        "rank_wall_s": round(rank.wall, 4),
+        "plain_wall_s": round(plain.wall, 4),
+        "rank_cpu_s": round(rank.cpu, 4),
+        "plain_cpu_s": round(plain.cpu, 4),
+        "throughput_ratio": round(plain.wall / rank.wall, 4),
+        "cpu_throughput_ratio": round(plain.cpu / rank.cpu, 4),
+        "plain_alone_wall_s_for_both_shares": round(alone["plain"].wall, 4),
+        "wall_throughput_per_rank_against_plain_alone": round(
+            alone["plain"].wall / 2 / rank.wall, 4
+        ),
+        "wall_throughput_per_plain_process_against_plain_alone": round(
+            alone["plain"].wall / 2 / plain.wall, 4
+        ),
     }
 
 
 def _rank(rank: int, world: int, folder: str, name: str, repeats: int, answers: Any) -> None:
-    height, width, frames, micro_batch = SIZES[name]
-    rollout = RolloutConfig(
-        height=height, width=width, frames=frames, sampling_steps=10, window_high=4,
-        group_size=micro_batch,
-    )  # fmt: skip
+    rollout, _ = settings(name, 1, False, True)
+    # The same micro-batches whether one process has both shares or each has its own.
+    config = settings(name, 2, False, True)[1].model_copy(update={"ranks": world})
     policy = toy_policy()
-    config = LearnerConfig(ranks=world, micro_batch=micro_batch // 2)
-    config = config.model_copy(update={"activation_checkpointing": False, "keep_gathered": True})
-    trajectories, groups = draw(policy, rollout), scored(micro_batch)
+    trajectories, groups = draw(policy, rollout), scored(rollout.group_size)
     learner = LearnerRank(
         rank, world, policy, config, rollout, 0, f"file://{folder}/meet", "cpu", 1
     )
     plan = plan_batch(groups, world, config.micro_batch, 1)[rank]
-    wall, cpu = [], []
-    for _ in range(repeats + 1):
-        times = time.perf_counter(), time.process_time()
-        _step(learner, groups, plan, trajectories)
-        wall.append(time.perf_counter() - times[0])
-        cpu.append(time.process_time() - times[1])
+    plain = Plain(policy, rollout, config)
+    share = tuple(trajectories[i] for i in plan.samples)
+    spent = in_turn(
+        {
+            "rank": lambda: _step(learner, groups, plan, trajectories),
+            "plain": lambda: plain.step(share),
+        },
+        repeats,
+        meet=dist.barrier,
+    )
     learner.close()
-    answers.put((statistics.median(wall[1:]), statistics.median(cpu[1:])))
+    answers.put(
+        {
+            kind: Seconds(*(statistics.median(column) for column in zip(*rows, strict=True)))
+            for kind, rows in spent.items()
+        }
+    )
 
 
 def main() -> int:
@@ -239,7 +292,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    repeats = 1 if options.quick else 5
+    repeats = 1 if options.quick else 8
     calls: list[Callable[[], dict[str, Any]]]
     if options.ranks == 2:
         calls = [partial(on_two_ranks, name, repeats) for name in SIZES]
@@ -257,7 +310,7 @@ def main() -> int:
         row = call()
         rows.append(row)
         print(row, flush=True)
-        ratio = row.get("throughput_ratio", row.get("wall_throughput_per_rank", 1.0))
+        ratio = row.get("throughput_ratio", 1.0)
         if ratio < LEAST_THROUGHPUT:
             missed += 1
             print(f"MISSED {row['run']}: {ratio} >= {LEAST_THROUGHPUT}", flush=True)

@@ -147,8 +147,10 @@ def _learner(config: RunConfig, shape: WanShape, gpu: GpuType, used: Utilisation
     )
     steps = rollout.window_size * _branches(config)
     compute = steps * (useful + again) / (gpu.bf16 * used.learner)
-    # Frozen weights are gathered for the reference pass, the forward and the backward pass.
-    gathered = 3 * shape.weight_bytes(policy.dtype) if learner.ranks > 1 else 0
+    # Frozen weights are gathered for the reference pass, the forward and the backward pass, or
+    # are whole on every rank.
+    sharded = learner.ranks > 1 and not learner.keep_gathered
+    gathered = 3 * shape.weight_bytes(policy.dtype) if sharded else 0
     link = gpu.link if learner.ranks <= 8 else NETWORK
     gather = rollout.window_size * gathered / link / learner.micro_batch
     return Cost(

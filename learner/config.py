@@ -48,8 +48,9 @@ class LearnerConfig(BaseModel):
     activation_checkpointing: bool = True
     """Recompute each transformer block in the backward pass instead of storing it."""
     keep_gathered: bool = False
-    """Gather each transformer block over the ranks once per update and keep it, instead of once
-    per pass: faster where the whole model fits beside the activations."""
+    """Keep the frozen weights whole on every rank and shard the adapter alone, gathered once per
+    update, instead of gathering each transformer block for every pass: faster where the whole
+    model fits beside the activations."""
     timeout_s: float = Field(default=600.0, gt=0, le=86400, allow_inf_nan=False)
     """A collective that takes longer than this kills the process group."""
 

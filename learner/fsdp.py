@@ -11,7 +11,7 @@ import logging
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -70,11 +70,13 @@ def start_process_group(
 
 def shard_transformer(
     transformer: nn.Module, mesh: DeviceMesh, activation_checkpointing: bool, keep_gathered: bool
-) -> None:
-    """Shard a Wan transformer in place: one FSDP unit per block, one for the rest.
+) -> tuple[FSDPModule, ...]:
+    """Shard a Wan transformer in place: one FSDP unit per block, one for the rest, each gathered
+    for every pass. Returns the units, which `training_pass` and `release` ask for.
 
-    With `keep_gathered` a unit's whole weights stay from its first forward pass on until
-    `training_pass` or `release` lets them go; otherwise every pass gathers them again.
+    With `keep_gathered` the frozen weights stay whole on every rank and the trained ones are a
+    single unit, whose whole weights stay from the first forward pass of an update on until
+    `training_pass` or `release` lets them go: one gather and one reduction per update.
 
     Every parameter computes in the dtype it is stored in (frozen weights in the policy's, LoRA in
     float32) and gradients are reduced in float32. A `param_dtype` would round the LoRA weights and
@@ -87,16 +89,26 @@ def shard_transformer(
     blocks = _blocks(transformer)
     if activation_checkpointing:
         checkpoint_blocks(transformer)
-    for unit in (*blocks, transformer):
-        fully_shard(unit, mesh=mesh, mp_policy=policy, reshard_after_forward=not keep_gathered)
+    whole = {p for p in transformer.parameters() if keep_gathered and not p.requires_grad}
+    units = []
+    for module in [transformer] if keep_gathered else [*blocks, transformer]:
+        unit = fully_shard(
+            module,
+            mesh=mesh,
+            mp_policy=policy,
+            reshard_after_forward=not keep_gathered,
+            ignored_params=whole,
+        )
         # Losses are normalised over all ranks, so that gradients are summed, never averaged.
         unit.set_gradient_divide_factor(1.0)
         unit.set_force_sum_reduction_for_comms(True)
+        units.append(unit)
     # FSDP copies `requires_grad` when it gathers a parameter for the first time. Were that in a
     # pass with the adapter switched off, which freezes it, LoRA would never see a gradient.
-    for unit in (transformer, *blocks):
+    for unit in reversed(units):
         unit.unshard()
         unit.reshard()
+    return tuple(units)
 
 
 def checkpoint_blocks(transformer: nn.Module) -> None:
@@ -129,26 +141,29 @@ def _checkpoint_forward(block: nn.Module) -> None:
 
 
 @contextmanager
-def training_pass(transformer: nn.Module, last: bool, keep_gathered: bool) -> Iterator[None]:
+def training_pass(units: Sequence[FSDPModule], last: bool, keep_gathered: bool) -> Iterator[None]:
     """One of an update's forward and backward passes. Only the `last` reduces gradients over the
     ranks; before it they pile up locally (LoRA gradients are small). With `keep_gathered`
     only the last lets go of the gathered weights, which the update makes stale."""
-    assert isinstance(transformer, FSDPModule)
-    transformer.set_requires_gradient_sync(last)
-    transformer.set_reshard_after_backward(last or not keep_gathered)
+
+    def switch(reduces: bool, lets_go: bool) -> None:
+        for unit in units:
+            # Not down the module tree, which is walked anew for each unit and switch.
+            unit.set_requires_gradient_sync(reduces, recurse=False)
+            unit.set_reshard_after_backward(lets_go, recurse=False)
+
+    switch(last, last or not keep_gathered)
     try:
         yield
     finally:
-        transformer.set_requires_gradient_sync(True)
-        transformer.set_reshard_after_backward(True)
+        switch(True, True)
 
 
-def release(transformer: nn.Module) -> None:
+def release(units: Sequence[FSDPModule]) -> None:
     """Let go of every gathered weight: a forward pass without a backward pass keeps them (under
     `keep_gathered`), and weights that are loaded afterwards would not be seen."""
-    for module in transformer.modules():
-        if isinstance(module, FSDPModule):
-            module.reshard()
+    for unit in units:
+        unit.reshard()
 
 
 def gather(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -165,11 +180,6 @@ def local(tensor: Tensor) -> Tensor:
     """This rank's shard of a tensor that may be sharded: an elementwise operation on it costs a
     fraction of the same operation on the sharded tensor, which is dispatched in Python."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
-def full(tensor: Tensor) -> float:
-    """A scalar that may be sharded, as a number, the same on every rank. Collective."""
-    return float(tensor.full_tensor() if isinstance(tensor, DTensor) else tensor)
 
 
 def all_gather_rows(rows: Tensor, world_size: int) -> Tensor:

@@ -28,7 +28,7 @@ def update_average(
     A decay of 0 makes the average the current weights, and equal weights leave it alone, exactly.
     """
     for name, tensor in average.items():
-        local(tensor).lerp_(local(current[name].detach()), 1.0 - decay)
+        local(tensor).lerp_(local(current[name]), 1.0 - decay)
 
 
 def to_numpy(full: Mapping[str, Tensor]) -> dict[str, np.ndarray]:

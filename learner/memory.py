@@ -87,17 +87,19 @@ def learner_memory(
     weights = shape.weight_bytes(policy.dtype)
     lora = 4 * shape.lora_parameters(policy.lora.rank, policy.lora.targets)
     ranks = learner.ranks
+    frozen = weights if learner.keep_gathered else -(-weights // ranks)
     resident = {
-        "transformer's shard": -(-weights // ranks),
+        "transformer" if learner.keep_gathered else "transformer's shard": frozen,
         "adapter's shard, gradient, moments, average": -(-5 * lora // ranks),
     }
     one_block = (weights + lora) * shape.block_parameters // shape.parameters
     outside = weights - shape.layers * (weights * shape.block_parameters // shape.parameters)
-    # FSDP holds the block that runs, the one it prefetches, and the root's own parameters.
-    gathered = weights + lora if learner.keep_gathered else 2 * one_block + outside
+    # FSDP holds the block that runs, the one it prefetches, and the root's own parameters; or,
+    # where the frozen weights are whole anyway, the adapter.
+    gathered = lora if learner.keep_gathered else 2 * one_block + outside
     transient = {
         # The whole model is on the device before it is sharded.
-        "load": weights + lora - resident["transformer's shard"],
+        "load": weights + lora - frozen,
         "reference pass": gathered + _inference(block),
         "forward and backward": gathered
         + _training(block, policy, shape, learner.activation_checkpointing),

@@ -22,7 +22,14 @@ from torch import Tensor, nn
 from actors.config import PolicyConfig, RolloutConfig
 from actors.lora import lora_parameters
 from actors.policy import Policy
-from actors.sde import gaussian_kl, log_prob, schedule_hash, sigma_schedule, step_moments
+from actors.sde import (
+    StepMoments,
+    gaussian_kl,
+    log_prob,
+    schedule_hash,
+    sigma_schedule,
+    step_moments,
+)
 from actors.trajectory import Trajectory, WeightsVersion, require_float32, weights_checksum
 from learner import fsdp
 from learner.account import EMPTY_ACCOUNT, extend_account
@@ -39,6 +46,7 @@ from learner.batch import (
 from learner.config import LearnerConfig
 from learner.grpo import SurrogateOutput, summarize_window, surrogate
 from learner.lora import start_average, to_numpy, update_average
+from learner.optimizer import ShardedAdamW
 from learner.proof import (
     RatioProof,
     StartupProofError,
@@ -95,13 +103,22 @@ class StepReport:
     """`learner.account.extend_account` over all steps so far."""
 
 
-class _Density(NamedTuple):
-    """The policy's density of one stored step of B trajectories."""
+class _Stored(NamedTuple):
+    """One stored step of B trajectories, and the texts it was drawn with."""
 
+    latents: Tensor
+    """State before the step, float32 [B, C, F', h, w]."""
     sample: Tensor
-    mean: Tensor
-    std: Tensor
-    dt: Tensor
+    """State after it, the same shape."""
+    sigma: Tensor
+    """[B], as the next two."""
+    sigma_next: Tensor
+    proxy: Tensor
+    """The schedule's second sigma."""
+    noise_level: float
+    cond: Tensor
+    """Embeddings [B, L, D]."""
+    uncond: Tensor | None
 
 
 class LearnerRank:
@@ -140,24 +157,12 @@ class LearnerRank:
         # Saved and restored with the weights, whose history it is.
         self._account = torch.tensor(list(bytes.fromhex(EMPTY_ACCOUNT)), dtype=torch.uint8)
         self._transformer = cast(nn.Module, self._policy.transformer)
-        fsdp.shard_transformer(
+        self._units = fsdp.shard_transformer(
             self._transformer, mesh, learner.activation_checkpointing, learner.keep_gathered
         )
         self._lora = lora_parameters(self._transformer)
         self._average = start_average(self._lora)
-        self._optimizer = torch.optim.AdamW(
-            self._lora.values(),
-            lr=learner.learning_rate,
-            betas=learner.betas,
-            weight_decay=learner.weight_decay,
-        )
-        for parameter in self._lora.values():
-            # Present from the start, so that a checkpoint of step 0 has the same layout.
-            self._optimizer.state[parameter] = {
-                "step": torch.zeros(()),
-                "exp_avg": torch.zeros_like(parameter.detach()),
-                "exp_avg_sq": torch.zeros_like(parameter.detach()),
-            }
+        self._optimizer = ShardedAdamW(self._lora, learner, world_size)
 
     def describe(self) -> RankInfo:
         """Where this rank runs and what it trains."""
@@ -189,14 +194,13 @@ class LearnerRank:
         log_ratios, gaps = [], []
         for trajectory in trajectories:
             for w in range(len(trajectory.means)):
-                density = self._density([trajectory], w)
-                new = log_prob(density.sample, density.mean, density.std)
+                stored = self._stored([trajectory], w)
+                mean, std = self._moments(stored)
+                new = log_prob(stored.sample, mean, std)
                 log_ratios.append(abs(float(new) - float(trajectory.log_probs[w])))
                 old_mean = trajectory.means[w][None].to(self._device)
-                gaps.append(
-                    residual_gap(density.sample, old_mean, density.mean, density.std, elements)
-                )
-        fsdp.release(self._transformer)
+                gaps.append(residual_gap(stored.sample, old_mean, mean, std, elements))
+        fsdp.release(self._units)
         return judge(
             log_ratios,
             gaps,
@@ -308,7 +312,7 @@ class LearnerRank:
 
     def load(self, url: str) -> None:
         """Read what `save` wrote, on any number of ranks. Raises OSError if that fails."""
-        fsdp.release(self._transformer)
+        fsdp.release(self._units)
         fsdp.load_sharded(url, dict(self._state()))
 
     def close(self) -> None:
@@ -317,11 +321,10 @@ class LearnerRank:
 
     def _state(self) -> dict[str, dict[str, Any]]:
         """The tensors themselves, by name: saving reads them and loading writes into them."""
-        state = self._optimizer.state
         return {
             "lora": {name: parameter.detach() for name, parameter in self._lora.items()},
             "average": dict(self._average),
-            "optimizer": {name: dict(state[parameter]) for name, parameter in self._lora.items()},
+            "optimizer": self._optimizer.state(),
             "account": {"sha256": self._account},
         }
 
@@ -375,7 +378,7 @@ class LearnerRank:
             advantage = torch.tensor([values[i] for i in micro.indices], device=self._device)
             weight = torch.tensor(micro.weights, device=self._device) / window
             last = number == len(passes) - 1
-            with fsdp.training_pass(self._transformer, last, self._config.keep_gathered):
+            with fsdp.training_pass(self._units, last, self._config.keep_gathered):
                 output = self._surrogate(batch, w, advantage)
                 (output.loss * weight).sum().backward()
             columns = (
@@ -387,66 +390,73 @@ class LearnerRank:
 
     def _surrogate(self, batch: Sequence[Trajectory], w: int, advantage: Tensor) -> SurrogateOutput:
         """Loss of window step w of some trajectories, per sample."""
+        stored = self._stored(batch, w)
         beta = self._config.beta_kl
         reference: Tensor | None = None
         if beta > 0:
             # Before the pass that is differentiated, whose graph must see the adapter's flags as
             # they are in the backward pass.
             with torch.no_grad(), self._policy.adapter_disabled():
-                reference = self._density(batch, w).mean
-        density = self._density(batch, w)
-        old_mean = torch.stack([t.means[w] for t in batch]).to(self._device)
+                reference = self._moments(stored).mean
+        mean, std = self._moments(stored)
         old_log_prob = torch.stack([t.log_probs[w] for t in batch]).to(self._device)
+        shift = None
+        if self._guard:
+            old_mean = torch.stack([t.means[w] for t in batch]).to(self._device)
+            shift = (mean - old_mean).square().flatten(1).mean(dim=1)
         return surrogate(
-            log_prob(density.sample, density.mean, density.std),
+            log_prob(stored.sample, mean, std),
             old_log_prob,
             advantage,
             self._config.clip_range,
-            kl=None if reference is None else gaussian_kl(density.mean, reference, density.std),
+            kl=None if reference is None else gaussian_kl(mean, reference, std),
             beta_kl=beta,
             guard=self._guard,
-            mean_shift=(density.mean - old_mean).square().flatten(1).mean(dim=1),
-            std=density.std.flatten(),
-            dt=density.dt,
+            mean_shift=shift,
+            std=std.flatten(),
+            dt=(stored.sigma_next - stored.sigma).to(self._device),
         )
 
-    def _density(self, batch: Sequence[Trajectory], w: int) -> _Density:
-        """The policy's density of window step w: same states, same kernel as in the rollout."""
-        first = batch[0].meta
+    def _stored(self, batch: Sequence[Trajectory], w: int) -> _Stored:
+        """Window step w of some trajectories, as the rollout stored it."""
         places = [t.meta.window_start + w for t in batch]
-        sigma = torch.stack([t.sigmas[i] for t, i in zip(batch, places, strict=True)])
-        sigma_next = torch.stack([t.sigmas[i + 1] for t, i in zip(batch, places, strict=True)])
-        proxy = torch.stack([t.sigmas[1] for t in batch])
-        latents = torch.stack([t.states[w] for t in batch]).to(self._device)
-        sample = torch.stack([t.states[w + 1] for t in batch]).to(self._device)
-        velocity = self._policy.velocity(
-            latents,
-            sigma,
-            self._policy.encode([t.meta.prompt_text for t in batch]),
-            self._policy.encode_negative(),
+        return _Stored(
+            latents=torch.stack([t.states[w] for t in batch]).to(self._device),
+            sample=torch.stack([t.states[w + 1] for t in batch]).to(self._device),
+            sigma=torch.stack([t.sigmas[i] for t, i in zip(batch, places, strict=True)]),
+            sigma_next=torch.stack([t.sigmas[i + 1] for t, i in zip(batch, places, strict=True)]),
+            proxy=torch.stack([t.sigmas[1] for t in batch]),
+            noise_level=batch[0].meta.noise_level,
+            cond=self._policy.encode([t.meta.prompt_text for t in batch]),
+            uncond=self._policy.encode_negative(),
         )
-        mean, std = step_moments(
-            self._rollout.kernel, latents, velocity, sigma, sigma_next, proxy, first.noise_level
+
+    def _moments(self, stored: _Stored) -> StepMoments:
+        """The policy's density of a stored step: same states, same kernel as in the rollout."""
+        velocity = self._policy.velocity(stored.latents, stored.sigma, stored.cond, stored.uncond)
+        return step_moments(
+            self._rollout.kernel,
+            stored.latents,
+            velocity,
+            stored.sigma,
+            stored.sigma_next,
+            stored.proxy,
+            stored.noise_level,
         )
-        return _Density(sample, mean, std, (sigma_next - sigma).to(self._device))
 
     def _apply(self, rows: Tensor) -> tuple[float, float, str]:
         """Clip and apply the accumulated gradient: loss, its norm, and why not, if not."""
         loss = float((rows[:, 0] * rows[:, 6]).sum())
-        gradients = [p.grad for p in self._lora.values() if p.grad is not None]
-        norm = fsdp.full(torch.nn.utils.get_total_norm(gradients))
+        norm = self._optimizer.gradient_norm()
         reason = ""
         if not math.isfinite(loss):
             reason = f"the loss is {loss}"
         elif not math.isfinite(norm):
             reason = f"the gradient norm is {norm}"
         else:
-            scale = min(1.0, self._config.max_grad_norm / (norm + 1e-6))
-            for gradient in gradients:
-                fsdp.local(gradient).mul_(scale)
-            self._optimizer.step()
+            self._optimizer.step(norm)
             update_average(self._average, self._lora, self._config.ema_decay)
-        self._optimizer.zero_grad()
+        self._optimizer.clear()
         return loss, norm, reason
 
     def _metrics(

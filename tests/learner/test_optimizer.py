@@ -1,0 +1,77 @@
+"""AdamW on shards against torch's own over whole tensors, bit for bit.
+
+Not covered: shards of several ranks, which tests/learner/test_distributed.py trains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+
+from learner import fsdp
+from learner.config import LearnerConfig
+from learner.optimizer import ShardedAdamW
+
+CONFIG = LearnerConfig(learning_rate=1e-2, weight_decay=0.1, max_grad_norm=1.0)
+
+
+@pytest.fixture
+def mesh() -> Iterator[DeviceMesh]:
+    yield fsdp.start_process_group(0, 1, None, torch.device("cpu"), 60.0)
+    fsdp.stop_process_group()
+
+
+def test_updates_are_those_of_adamw(mesh: DeviceMesh) -> None:
+    """Three updates, the first two clipped, one tensor without a gradient: weights, moments and
+    step; the norm is that of all gradients."""
+    generator = torch.Generator().manual_seed(0)
+    whole = {name: torch.randn(4, 3, generator=generator) for name in "abc"}
+    plain = {name: nn.Parameter(tensor.clone()) for name, tensor in whole.items()}
+    sharded = {
+        name: nn.Parameter(distribute_tensor(tensor, mesh, [Shard(0)]))
+        for name, tensor in whole.items()
+    }
+    adamw = torch.optim.AdamW(plain.values(), lr=1e-2, betas=(0.9, 0.999), weight_decay=0.1)
+    optimizer = ShardedAdamW(sharded, CONFIG, 1)
+    for size in (3.0, 1.0, 0.1):
+        gradients = {name: size * torch.randn(4, 3, generator=generator) for name in "ab"}
+        norm = float(torch.cat(list(gradients.values())).norm())
+        for name, gradient in gradients.items():
+            plain[name].grad = gradient * min(1.0, 1.0 / (norm + 1e-6))
+            sharded[name].grad = distribute_tensor(gradient, mesh, [Shard(0)])
+        adamw.step()
+        assert optimizer.gradient_norm() == pytest.approx(norm, rel=1e-6)
+        optimizer.step(norm)
+        optimizer.clear()
+        assert all(parameter.grad is None for parameter in sharded.values())
+    state = optimizer.state()
+    for name, parameter in sharded.items():
+        assert torch.equal(parameter.full_tensor(), plain[name])
+        if name == "c":
+            continue
+        for key, value in adamw.state[plain[name]].items():
+            mine = state[name][key]
+            assert torch.equal(mine.full_tensor() if isinstance(mine, DTensor) else mine, value)
+    assert torch.equal(state["c"]["step"], torch.tensor(0.0))
+    assert torch.equal(plain["c"], whole["c"])
+
+
+def test_what_is_loaded_into_the_state_is_used(mesh: DeviceMesh) -> None:
+    """The state's tensors are the optimizer's own: written in place, they change the update."""
+    moved = []
+    for loaded in (False, True):
+        weight = nn.Parameter(distribute_tensor(torch.zeros(2, 2), mesh, [Shard(0)]))
+        optimizer = ShardedAdamW({"w": weight}, CONFIG, 1)
+        if loaded:
+            optimizer.state()["w"]["step"].fill_(9.0)
+            fsdp.local(optimizer.state()["w"]["exp_avg"]).fill_(-1.0)
+        weight.grad = distribute_tensor(torch.full((2, 2), 0.5), mesh, [Shard(0)])
+        optimizer.step(optimizer.gradient_norm())
+        moved.append(weight.full_tensor())
+    assert (moved[0] < 0).all()
+    assert (moved[1] > 0).all()
