@@ -33,6 +33,7 @@ from actors.sde import (
 from actors.trajectory import Trajectory, WeightsVersion, require_float32, weights_checksum
 from learner import fsdp
 from learner.account import EMPTY_ACCOUNT, extend_account
+from learner.allocator import keep_freed_memory
 from learner.batch import (
     MicroBatch,
     RankPlan,
@@ -144,6 +145,8 @@ class LearnerRank:
         startup proof compares.
         """
         fsdp.pin_threads(threads)
+        if torch.device(device).type == "cpu":
+            keep_freed_memory()
         self._rank, self._world_size, self._seed = rank, world_size, seed
         self._policy_config, self._config, self._rollout = policy, learner, rollout
         self._guard = guard_active(learner, max_staleness=0)
