@@ -4,8 +4,8 @@ One `LearnerRank.step` (FSDP2, checkpointing as configured) against the same for
 and backward in one plain process without any wrapper, on the toy world's transformer, in turn; CPU
 seconds per trajectory and window step. `--ranks 2` takes the step on two ranks over gloo in
 processes of their own, and the plain maths in the same two processes, and reports wall seconds as
-well. Also: the gap between the rollout's and the learner's log-densities per window step, in float32
-and bfloat16.
+well. Also: the gap between the rollout's and the learner's log-densities per window step, in
+float32 and bfloat16.
 """
 
 from __future__ import annotations
