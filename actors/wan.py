@@ -167,7 +167,8 @@ def embed_prompt(
         return_tensors="pt",
     ).to(encoder.device)
     hidden = encoder(tokens.input_ids, tokens.attention_mask).last_hidden_state[0]
-    return hidden[: int(tokens.attention_mask.sum())]
+    # A copy: a view would keep the padding's rows in memory for as long as it is cached.
+    return hidden[: int(tokens.attention_mask.sum())].clone()
 
 
 def raw_velocity(

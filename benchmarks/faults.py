@@ -17,7 +17,7 @@ import argparse
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -90,18 +90,16 @@ def run(
     }
 
 
-def measure(folder: Path, names: Sequence[str]) -> list[dict[str, Any]]:
+def measure(folder: Path, names: Sequence[str]) -> Iterator[dict[str, Any]]:
     """An undisturbed run, one with frozen processes, one that loses a node."""
     frozen = {kind: lambda driver, kind=kind: freeze(driver.workers(kind)[0]) for kind in FROZEN}
-    rows = []
     with ray_head() as (_, environment):
         if "undisturbed" in names:
-            rows.append(run(folder, "undisturbed", environment, {}))
+            yield run(folder, "undisturbed", environment, {})
         if "frozen" in names:
-            rows.append(run(folder, "frozen", environment, frozen))
+            yield run(folder, "frozen", environment, frozen)
         if NODE in names:
-            rows.append(_lose_a_node(folder, environment))
-    return rows
+            yield _lose_a_node(folder, environment)
 
 
 def _lose_a_node(folder: Path, environment: Mapping[str, str]) -> dict[str, Any]:
@@ -138,12 +136,13 @@ def main() -> int:
     parser.add_argument("--keep", type=Path, help="folder for the runs and their logs")
     parser.add_argument("--only", nargs="+", choices=RUNS, default=RUNS, metavar="RUN")
     options = parser.parse_args()
+    rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
-        rows = measure(options.keep or Path(folder), options.only)
-    for row in rows:
-        print(row)
-    if options.json:
-        rows = write(options.json, Result("faults", machine(), rows))
+        for row in measure(options.keep or Path(folder), options.only):
+            print(row, flush=True)
+            rows.append(row)
+            if options.json:
+                write(options.json, Result("faults", machine(), rows))
     if {row["run"] for row in rows} != set(RUNS):
         return 0  # the goals compare all of them
     print("goals met" if met(rows) else "goal missed")

@@ -1,9 +1,9 @@
 """Reserving a run's layout on the connected cluster: all of it or none.
 
 One placement group holds the whole run; a bundle is a run's share of one node, and bundles lie on
-different nodes. So the reservation is exactly what `cluster.layout.assign` decided: groups for each
-pool would leave it to Ray how they meet on a node, where the last pool may not fit. A bundle whose
-node dies is placed again on any node that holds it.
+different nodes while there are enough. So the reservation is what `cluster.layout.assign` decided:
+groups for each pool would leave it to Ray how they meet on a node, where the last pool may not fit.
+A bundle whose node dies is placed again on any node that holds it, beside another one if need be.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def place(config: RunConfig, shapes: Sequence[PoolShape]) -> Placement:
     shares = assign(shapes, nodes_for(config, shapes))
     group = placement_group(
         [share.bundle() for share in shares],
-        strategy="STRICT_SPREAD",
+        strategy="SPREAD",  # a strict one would never place the share of a lost node beside another
         name="worldr1",
         bundle_label_selector=_selectors(shares),
     )

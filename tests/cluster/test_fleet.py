@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,12 @@ def fleet(kinds: list[str], gpus: int = 8) -> Iterator[Any]:
             "num_gpus": 0,
             "include_dashboard": False,
             "object_store_memory": 80 * 2**20,
+            # A dead raylet is noticed within seconds.
+            "_system_config": {
+                "health_check_initial_delay_ms": 0,
+                "health_check_period_ms": 500,
+                "health_check_failure_threshold": 3,
+            },
         },
     )
     try:
@@ -181,3 +187,44 @@ def test_mixed_types_fractions_and_a_node_that_comes_later(tmp_path: Path) -> No
             fill(larger)
         add_node(cluster, "H100", 4)
         check_against_layout(larger)
+
+
+def test_the_share_of_a_lost_node_moves_to_a_node_with_room() -> None:
+    """Two nodes with a share each; one dies, and its workers come back beside the others."""
+    import ray
+
+    from cluster.handles import worker_options
+    from cluster.placement import place
+
+    config = whole("rollout.workers=2")
+    with fleet(["H100", "H100"]) as cluster:
+        placement = place(config, layout(config))
+        before = placement.nodes()
+        assert len(set(before)) == len(before) == 2
+        shapes = {shape.name: shape for shape in layout(config)}
+        (pool,) = [name for name, count in placement.shares[1].workers.items()][:1]
+        index = placement.shares[0].workers.get(pool, 0)
+        remote: Any = ray.remote(Occupant)
+        options = worker_options(shapes[pool], placement, index)
+        actor = remote.options(**options | {"max_restarts": -1}).remote()
+        assert ray.get(actor.where.remote())[0] == before[1]
+        cluster.remove_node(
+            next(node for node in cluster.worker_nodes if node.node_id == before[1]),
+            allow_graceful=False,
+        )
+        assert node_away_from(actor, before[1]) == before[0]
+        assert placement.nodes() == (before[0], before[0])
+
+
+def node_away_from(actor: Any, lost: str, limit_s: float = 60.0) -> str:
+    """Node of an actor once it answers from another than the lost one."""
+    import ray
+
+    deadline = time.monotonic() + limit_s
+    while time.monotonic() < deadline:
+        with suppress(ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
+            node = str(ray.get(actor.where.remote(), timeout=5)[0])
+            if node != lost:
+                return node
+        time.sleep(0.2)
+    raise TimeoutError(f"no answer from another node within {limit_s:g} s")
