@@ -129,7 +129,7 @@ def main() -> int:
     options = parser.parse_args()
     torch.set_num_threads(THREADS)
     cv2.setNumThreads(THREADS)
-    rows = by_motion(1 if options.quick else 6)
+    rows = by_motion(1 if options.quick else 12)
     rows.append(rendering(5 if options.quick else 31))
     if options.json is not None:
         write(options.json, Result("reconstruction", machine(), rows))

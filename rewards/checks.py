@@ -68,13 +68,16 @@ def require_cpu(name: str, backend: str, device: str) -> None:
 
 
 def require_video(video: U8, frames: int | None) -> None:
-    """Raise ValueError unless `video` is uint8 [F, H, W, 3], of `frames` frames if given."""
+    """Raise ValueError unless `video` is uint8 [F, H, W, 3] with pixels, of `frames` frames if
+    given."""
     if not isinstance(video, np.ndarray) or video.dtype != np.uint8 or video.ndim != 4:
         found = getattr(video, "dtype", type(video).__name__), getattr(video, "shape", None)
         raise ValueError(f"video is {found[0]} {found[1]}; allowed: numpy uint8 [F, H, W, 3]")
     if video.shape[-1] != 3 or (frames is not None and len(video) != frames):
         expected = "F" if frames is None else frames
         raise ValueError(f"video has shape {video.shape}; allowed: [{expected}, H, W, 3]")
+    if not video.size:
+        raise ValueError(f"video has shape {video.shape}; allowed: one pixel or more")
 
 
 def require_image(image: U8) -> None:

@@ -37,9 +37,6 @@ WRONG_REQUESTS = {
 }
 MIN_PSNR_DB, MIN_TRAJ = 27.0, 0.95
 """Of the consistent clips."""
-MIN_TRAJ_ORBIT = 0.85
-"""An orbit turns and moves at once, which a reconstructor without weights tells apart by the relief
-of the scene alone: it finds 0.87 to 0.96 where it finds 0.95 to 0.99 of the other motions."""
 MARGINS = {
     "flickering": 0.15,
     "moving_object": 0.02,
@@ -146,9 +143,8 @@ def _consistent_faults(name: str, row: Mapping[str, float]) -> list[str]:
     psnr = row.get("psnr", math.nan)
     if not psnr >= MIN_PSNR_DB:
         found.append(f"{name}: {psnr:.1f} dB; at least {MIN_PSNR_DB:g} are needed")
-    least = MIN_TRAJ_ORBIT if name.startswith("orbit.") else MIN_TRAJ
-    if not row["traj"] >= least:
-        found.append(f"{name}: S_traj {row['traj']:.3f}; at least {least:g} is needed")
+    if not row["traj"] >= MIN_TRAJ:
+        found.append(f"{name}: S_traj {row['traj']:.3f}; at least {MIN_TRAJ:g} is needed")
     return found
 
 

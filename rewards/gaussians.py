@@ -128,11 +128,8 @@ def _by_torch(
     colors = gaussians.colors
     if colors.ndim == 3:
         colors = seen_colors(colors, gaussians.means, camera_centres(w2c)[0])
-    values = colors.index_select(0, splats.gaussian)
-    ones = torch.ones_like(values[:, :1])
-    image = rasterizer.composite_pairs(
-        splats, torch.cat([values, ones, splats.depth[:, None]], dim=1)
-    )
+    values = torch.cat([colors, torch.ones_like(colors[:, :1]), splats.depth[0, :, None]], dim=1)
+    image = rasterizer.composite(splats, values)
     rgb, alpha, depth = image[:, :3], image[:, 3:4], image[:, 4:]
     return rgb, alpha, depth / alpha.clamp_min(1e-8)
 

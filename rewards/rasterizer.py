@@ -9,6 +9,7 @@ below an alpha of 1/255 and beyond a transmittance of 1e-4 dropped.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,19 +26,20 @@ _RADIX_BITS = 16
 
 @dataclass(frozen=True, eq=False)
 class Splats:
-    """Blending weights of F images, sorted by pixel and front to back within a pixel.
+    """Blending weights of F images: a sparse matrix [F · H · W, N] in compressed rows.
 
     A pixel's colour is Σ weight · colour[gaussian]; its accumulated alpha is Σ weight.
     """
 
-    pixel: Tensor
-    """[P] int64, frame · H · W + row · W + column."""
+    starts: Tensor
+    """[F · H · W + 1] int64: pairs starts[p] to starts[p + 1] are those of pixel
+    p = (frame · H + row) · W + column, front to back."""
     gaussian: Tensor
     """[P] int64, index of the Gaussian."""
     weight: Tensor
     """[P] alpha · transmittance."""
     depth: Tensor
-    """[P] depth of the Gaussian's centre in that camera."""
+    """[F, N] depth of the Gaussians' centres in each camera."""
     frames: int
     height: int
     width: int
@@ -62,11 +64,8 @@ def rasterize(
         _rasterize_view(centres[f], depth[f], conics[f], radii[f], opacities, height, width)
         for f in range(len(w2c))
     ]
-    first = [torch.full_like(view[0], f * height * width) for f, view in enumerate(views)]
-    pixel, gaussian, weight = (torch.cat(parts) for parts in zip(*views, strict=True))
-    frame = torch.cat(first)
-    seen_at = depth.reshape(-1).index_select(0, frame // (height * width) * len(means) + gaussian)
-    return Splats(pixel + frame, gaussian, weight, seen_at, len(w2c), height, width)
+    counts, gaussian, weight = (torch.cat(parts) for parts in zip(*views, strict=True))
+    return Splats(_starts(counts), gaussian, weight, depth, len(w2c), height, width)
 
 
 def _rasterize_view(
@@ -78,43 +77,37 @@ def _rasterize_view(
     height: int,
     width: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Pixel, Gaussian and weight [P] of one view's pairs, from one row of `project`."""
+    """Pairs of each pixel [H · W], and Gaussian and weight [P] of every pair of one view, from one
+    row of `project`."""
     gaussian, low, high = _boxes(centres, depth, radii, height, width)
-    table = torch.cat([centres, conics, opacities[:, None]], dim=1).index_select(0, gaussian)
-    box, v, first, count = _spans(table, low, high)
-    # Pairs, span by span; one gather of a packed table is cheaper than one per quantity.
-    pair_span = torch.repeat_interleave(torch.arange(len(count), device=count.device), count)
-    u = torch.arange(len(pair_span), device=count.device)
-    u = u - (count.cumsum(0) - count - first).index_select(0, pair_span)
-    pair_box = box.index_select(0, pair_span)
-    x, y, xx, xy, yy, opacity = table.mT.contiguous().index_select(1, pair_box).unbind(0)
-    row = v.index_select(0, pair_span)
-    du, dv = u.to(x) + 0.5 - x, row.to(x) + 0.5 - y
-    exponent = 0.5 * (xx * du * du + yy * dv * dv) + xy * du * dv
-    alpha = (opacity * torch.exp(-exponent)).clamp_max(MAX_ALPHA)
-    pixel = row * width + u
+    spans = _spans(centres[gaussian], conics[gaussian], opacities[gaussian], low, high)
+    # Pairs, span by span: `along` counts the pixels of a span from 0.
+    span = torch.repeat_interleave(spans.count)
+    along = torch.arange(len(span), device=span.device)
+    along -= (spans.count.cumsum(0) - spans.count).index_select(0, span)
+    du = along + spans.offset.index_select(0, span)
+    fall = spans.curvature.index_select(0, span) * (du * du)
+    alpha = torch.exp(spans.peak.index_select(0, span) - fall).clamp_max(MAX_ALPHA)
+    pixel = along + (spans.row * width + spans.first).index_select(0, span)
     order = stable_order(pixel, height * width)
-    pixel = pixel.index_select(0, order)
-    weight, visible = _blend(pixel, alpha.index_select(0, order))
-    kept = pair_box.index_select(0, order.index_select(0, visible))
-    return (
-        pixel.index_select(0, visible),
-        gaussian.index_select(0, kept),
-        weight.index_select(0, visible),
+    counts, weight, visible = _blend(
+        torch.bincount(pixel, minlength=height * width), alpha.index_select(0, order)
     )
+    box = spans.box.index_select(0, span.index_select(0, order.index_select(0, visible)))
+    return counts, gaussian.index_select(0, box), weight
 
 
 def composite(splats: Splats, values: Tensor) -> Tensor:
     """Blend per-Gaussian `values` [N, C] into images [F, C, H, W]."""
-    return composite_pairs(splats, values.index_select(0, splats.gaussian))
-
-
-def composite_pairs(splats: Splats, values: Tensor) -> Tensor:
-    """Blend per-pair `values` [P, C] into images [F, C, H, W]."""
-    channels = values.shape[1]
-    flat = values.new_zeros(splats.frames * splats.height * splats.width, channels)
-    flat = flat.index_add(0, splats.pixel, values * splats.weight[:, None])
-    return flat.view(splats.frames, splats.height, splats.width, channels).permute(0, 3, 1, 2)
+    flat = torch.nn.functional.embedding_bag(
+        splats.gaussian,
+        values,
+        splats.starts,
+        mode="sum",
+        per_sample_weights=splats.weight,
+        include_last_offset=True,
+    )
+    return flat.view(splats.frames, splats.height, splats.width, -1).permute(0, 3, 1, 2)
 
 
 def covariances(scales: Tensor, quats: Tensor) -> Tensor:
@@ -198,53 +191,68 @@ def _boxes(
     limit = centres.new_tensor([width, height])
     low = (centres - radii).floor().clamp_min(0).minimum(limit)
     high = (centres + radii).ceil().clamp_min(0).minimum(limit)
-    seen = (high > low).all(-1) & (radii > 0).all(-1)
-    front_to_back = torch.sort(depth, stable=True).indices
-    gaussian = front_to_back[seen[front_to_back]]
-    return gaussian, low[gaussian].long(), high[gaussian].long()
+    seen = torch.nonzero((high > low).all(-1) & (radii > 0).all(-1))[:, 0]
+    gaussian = seen.index_select(0, torch.sort(depth.index_select(0, seen), stable=True).indices)
+    return gaussian, low.index_select(0, gaussian).long(), high.index_select(0, gaussian).long()
 
 
-@torch.no_grad()
-def _spans(table: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The rows that each Gaussian covers and, in each, the pixels whose alpha reaches 1/255.
+@dataclass(frozen=True, eq=False)
+class _Spans:
+    """Rows [S] of the boxes, in their order. In `count` pixels from column `first`, alpha is
+    exp(peak - curvature · (k + offset)²) at pixel first + k, and at least 1/255."""
 
-    `table` [M, 6] holds centre, conic and opacity. Returns box index, row, first column and number
-    of columns, each [S], in the order of the boxes.
+    box: Tensor
+    row: Tensor
+    first: Tensor
+    count: Tensor
+    offset: Tensor
+    curvature: Tensor
+    peak: Tensor
+
+
+def _spans(centres: Tensor, conics: Tensor, opacities: Tensor, low: Tensor, high: Tensor) -> _Spans:
+    """The rows that the M boxes of `_boxes` cover, and what lies above an alpha of 1/255 in each.
+
+    Along a row the exponent is a parabola, ½ xx (u - middle)² + ½ (yy - xy² / xx) dv².
     """
     rows = high[:, 1] - low[:, 1]
-    box = torch.repeat_interleave(torch.arange(len(rows), device=rows.device), rows)
+    box = torch.repeat_interleave(rows)
     row = torch.arange(len(box), device=rows.device)
-    row = row - (rows.cumsum(0) - rows - low[:, 1]).index_select(0, box)
-    x, y, xx, xy, yy, opacity = table.index_select(0, box).unbind(1)
-    dv = row.to(y) + 0.5 - y
-    # ½ (xx du² + yy dv²) + xy du dv <= log(255 · opacity), solved for du.
-    limit = 2 * torch.log(opacity / MIN_ALPHA)
-    root = (xy * xy * dv * dv - xx * (yy * dv * dv - limit)).clamp_min(0).sqrt() / xx
-    middle = x - xy * dv / xx - 0.5
-    bounds = torch.stack([low[:, 0], high[:, 0] - 1]).index_select(1, box)
-    first = (middle - root).ceil().long().maximum(bounds[0])
-    count = (middle + root).floor().long().minimum(bounds[1]) - first + 1
-    kept = torch.nonzero((count > 0) & (root > 0))[:, 0]
-    box, row = box.index_select(0, kept), row.index_select(0, kept)
-    return box, row, first.index_select(0, kept), count.index_select(0, kept)
+    row -= (rows.cumsum(0) - rows - low[:, 1]).index_select(0, box)
+    xx, xy, yy = conics.unbind(-1)
+    shapes = torch.stack(
+        [*centres.unbind(-1), xy / xx, 0.5 * xx, 0.5 * (yy - xy * xy / xx), torch.log(opacities)]
+    )
+    x, y, slope, curvature, steepness, top = shapes.index_select(1, box).unbind(0)
+    dv = row + 0.5 - y
+    middle, peak = x - slope * dv - 0.5, top - steepness * (dv * dv)
+    with torch.no_grad():
+        above = peak - math.log(MIN_ALPHA)
+        reach = torch.where(above > 0, (above.clamp_min(0) / curvature).sqrt(), -1.0)
+        edges = torch.stack([low[:, 0], high[:, 0] - 1]).index_select(1, box)
+        first = (middle - reach).ceil().long().maximum(edges[0])
+        last = (middle + reach).floor().long().minimum(edges[1])
+    count = (last - first + 1).clamp_min(0)
+    return _Spans(box, row, first, count, first - middle, curvature, peak)
 
 
-def _blend(pixel: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
-    """Weights [P] of pairs sorted by pixel and depth, and the indices of those still visible.
+def _starts(counts: Tensor) -> Tensor:
+    """[n + 1] where each of n runs of the given lengths begins, and where the last one ends."""
+    return torch.nn.functional.pad(counts.cumsum(0), (1, 0))
+
+
+def _blend(counts: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Visible pairs of each pixel, their weights, and their indices among the P pairs, which are
+    sorted by pixel and depth; `counts` [pixels] of them lie in each pixel.
 
     The transmittance in front of a pair is the exponential of a float64 cumulative sum of
     log(1 - alpha), less its value where the pixel begins.
     """
-    if not len(pixel):
-        return alpha, pixel
-    absorbed = torch.log1p(-alpha.double())
-    total = absorbed.cumsum(0)
-    before = total - absorbed
-    first = torch.ones_like(pixel, dtype=torch.bool)
-    first[1:] = pixel[1:] != pixel[:-1]
-    start = torch.nonzero(first)[:, 0]
-    segment = first.cumsum(0) - 1
-    transmittance = torch.exp(before - before[start].index_select(0, segment))
-    behind = transmittance * (1 - alpha.double())
-    visible = torch.nonzero(behind > MIN_TRANSMITTANCE)[:, 0]
-    return (alpha * transmittance).to(alpha.dtype), visible
+    starts = _starts(counts)
+    after = torch.log1p(-alpha).cumsum(0, dtype=torch.float64)
+    before = torch.nn.functional.pad(after, (1, 0))
+    begun = torch.repeat_interleave(before.index_select(0, starts[:-1]), counts)
+    visible = torch.nonzero(after - begun > math.log(MIN_TRANSMITTANCE))[:, 0]
+    transmittance = torch.exp((before[:-1] - begun).to(alpha.dtype))
+    weight = (alpha * transmittance).index_select(0, visible)
+    return torch.searchsorted(visible, starts).diff(), weight, visible

@@ -16,6 +16,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from rewards.reconstruct.planes import PlanePrior
+
 F64 = NDArray[np.float64]
 
 DataTerm = Callable[[F64], tuple[float, F64, F64]]
@@ -94,8 +96,9 @@ def adjust(
     iterations: int,
     depth_prior: tuple[F64, F64],
     tolerance: float = 1e-3,
+    planes: PlanePrior | None = None,
 ) -> State:
-    """Minimise the data term plus ½ Σ weight (log ρ - mean)² from `start`.
+    """Minimise the data term plus ½ Σ weight (log ρ - mean)² plus that of `planes` from `start`.
 
     Args:
         rays: [3, P] in the reference camera, z = 1.
@@ -111,11 +114,12 @@ def adjust(
         cost, gradient, information = data(project(points, camera))
         deviation = state.log_inverse_depth - mean
         total = cost + 0.5 * float(weight @ deviation**2)
+        total += 0.0 if planes is None else planes.cost(state.log_inverse_depth)
         return replace(state, cost=total), (rotated, points, gradient, information)
 
     state, view = evaluate(start)
     damping = FIRST_DAMPING
-    system = _normal_equations(state, camera, view, mean, weight)
+    system = _normal_equations(state, camera, view, depth_prior, planes)
     for _ in range(iterations):
         candidate, candidate_view = evaluate(_stepped(state, _solve(system, damping)))
         if candidate.cost < state.cost:
@@ -123,7 +127,7 @@ def adjust(
             state, damping = candidate, max(damping * 0.2, 1e-7)
             if converged:
                 break
-            system = _normal_equations(state, camera, candidate_view, mean, weight)
+            system = _normal_equations(state, camera, candidate_view, depth_prior, planes)
         else:
             damping *= 10
             if damping > 1e3:
@@ -140,15 +144,28 @@ class _System:
     coupling: F64
     points: F64
     point_gradient: F64
+    planes: PlanePrior | None
+    bands: F64
+    """Coupling of the points among themselves, as `PlanePrior` has it."""
+
+    def points_inverse(self, damping: float, right: F64) -> F64:
+        """The damped block of the points, inverted, times `right` [P, K]."""
+        points = self.points * (1 + damping) + 1e-9
+        if self.planes is None:
+            return right / points[:, None]
+        return self.planes.solve(self.bands, points, right)
 
 
 def _normal_equations(
     state: State,
     camera: Pinhole,
     view: tuple[F64, F64, F64, F64],
-    mean: F64,
-    weight: F64,
+    depth_prior: tuple[F64, F64],
+    planes: PlanePrior | None,
 ) -> _System:
+    mean, weight = depth_prior
+    x = state.log_inverse_depth
+    bands, bent = (np.empty(0), 0.0) if planes is None else planes.normal_equations(x)
     rotated, points, gradient, information = view
     J_camera, J_depth = _jacobians(state, camera, rotated, points)
     xx, xy, yy = information[:, None, 0], information[:, None, 1], information[:, None, 2]
@@ -170,8 +187,9 @@ def _normal_equations(
         camera_gradient=(J_camera.reshape(frames, 6, -1) @ gradient.reshape(frames, -1, 1))[..., 0],
         coupling=coupling.reshape(6 * frames, count),
         points=curvature.sum(axis=0) + weight,
-        point_gradient=(J_depth * gradient).sum(axis=(0, 1))
-        + weight * (state.log_inverse_depth - mean),
+        point_gradient=(J_depth * gradient).sum(axis=(0, 1)) + weight * (x - mean) + bent,
+        planes=planes,
+        bands=bands,
     )
 
 
@@ -201,16 +219,17 @@ def _jacobians(state: State, camera: Pinhole, rotated: F64, points: F64) -> tupl
 def _solve(system: _System, damping: float) -> tuple[F64, F64]:
     """Damped step of the cameras [T, 6] and of the log inverse depths [P]."""
     frames = len(system.cameras)
-    points = system.points * (1 + damping) + 1e-9
-    scaled = system.coupling / points
+    right = np.column_stack([system.coupling.T, system.point_gradient])
+    solved = system.points_inverse(damping, right)
+    scaled, alone = solved[:, :-1].T, solved[:, -1]
     reduced = -scaled @ system.coupling.T
     for index in range(frames):
         block = slice(6 * index, 6 * index + 6)
         reduced[block, block] += system.cameras[index]
         reduced[block, block] += np.diag(np.diag(system.cameras[index]) * damping + 1e-6)
-    right = scaled @ system.point_gradient - system.camera_gradient.ravel()
-    cameras: F64 = np.linalg.solve(reduced, right).astype(np.float64)
-    depths = -(system.point_gradient + system.coupling.T @ cameras) / points
+    pull = scaled @ system.point_gradient - system.camera_gradient.ravel()
+    cameras: F64 = np.linalg.solve(reduced, pull).astype(np.float64)
+    depths = -alone - scaled.T @ cameras
     return cameras.reshape(frames, 6), np.clip(depths, -MAX_LOG_STEP, MAX_LOG_STEP)
 
 

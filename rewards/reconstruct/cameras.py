@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import math
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -11,23 +12,61 @@ from numpy.typing import NDArray
 from prompts.camera import invert_pose
 from rewards.reconstruct.bundle_adjustment import F64, Pinhole, State, adjust
 from rewards.reconstruct.data_terms import ColorTerm, flow_term
-from rewards.reconstruct.flow import F32, agreement, dense_flow, luminance, reliability
+from rewards.reconstruct.flow import (
+    F32,
+    agreement,
+    dense_flow,
+    gradients,
+    luminance,
+    reliability,
+)
+from rewards.reconstruct.planes import PlanePrior
 from rewards.reconstruct.reconstruction import ReconstructionError
 
-FLOW_STRIDE, COLOR_STRIDE = 4, 3
-"""Pixels between the points of the two adjustments."""
+FLOW_STRIDE = 4
+"""Pixels between the points of the adjustment on flow."""
 FLOW_STEPS, SELECTION_STEPS = 15, 4
-COLOR_STAGES = ((10.0, 6, 1e-3), (3.0, 8, 1e-4), (1.5, 8, 1e-4))
-"""Colour difference that counts as noise, steps and tolerance of each pass over the colours. The
-first finds the way from afar; in the last ones everything that the cameras cannot explain, such as
-what is hidden in one of the frames, hardly pulls any more."""
+EDGE_NOISE = 0.1
+"""Pixels: error of place of a picture's edges. A point's colour is uncertain by that much of its
+gradient, so that silhouettes, sharp but jagged, do not outweigh everything else."""
+SHARP_BLUR = 0.3
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One adjustment on colours."""
+
+    points: int
+    """About how many points, unless they came closer than `stride` pixels."""
+    stride: int
+    sharp: bool
+    """Whether on frames blurred by `SHARP_BLUR` only: less blur bends silhouettes less, more of it
+    averages noise."""
+    noise: float
+    """Colour difference (grey levels over three channels) that counts as noise."""
+    steps: int
+    tolerance: float
+    hold: float
+    """Weight of a deviation of 1 in log inverse depth from the stage before."""
+    planes: tuple[float, float, float]
+    """Weight, bend and edge of the `PlanePrior`."""
+
+
+STAGES = (
+    Stage(384, 3, False, 10.0, 6, 1e-3, 2.0, (100.0, 0.05, 10.0)),
+    Stage(384, 3, False, 3.0, 6, 1e-4, 22.0, (100.0, 0.05, 10.0)),
+    Stage(683, 3, False, 0.7, 6, 1e-4, 5.0, (3e3, 0.01, 10.0)),
+    Stage(1536, 2, True, 0.7, 5, 1e-4, 5.0, (1e4, 0.01, 15.0)),
+)
+"""The first one finds the way from afar; in the last ones what the cameras cannot explain, such as
+what is hidden in one of the frames, hardly pulls any more, and planes hold the depths."""
 GROUND_SLOPE = 0.7
 """Log inverse depth at the lower edge of the image (and minus that at the upper one) in the prior:
 what is lower in a picture is usually nearer. Depth with its sign reversed, the classic ambiguity
 of small motions, explains a flow almost as well; the prior breaks the tie."""
-FLOW_PRIOR, COLOR_PRIOR = 0.3, 2.0
-"""Weights of a deviation of 1 in log inverse depth, the first one per frame, the second one at the
-noise of the first colour stage."""
+FLOW_PRIOR, SELECTION_PRIOR = 0.3, 2.0
+"""Weights of a deviation of 1 in log inverse depth, the first one per frame, the second one in the
+choice between the two starts."""
 MIN_INFORMATION = 1e-3
 """Mean share of reliable flow directions below which nothing can be followed."""
 MIN_INSIDE = 0.05
@@ -62,10 +101,15 @@ def estimate_cameras(video: NDArray[np.uint8], smooth: F32, camera: Pinhole) -> 
         raise ReconstructionError("no camera found: nothing in the middle frame can be followed")
     colors = ColorTerm(smooth[others])
     state, shape = _from_flow(flow, sure, agrees, colors, smooth[middle], camera)
-    state, shape = _from_colors(state, shape, colors, smooth[middle], camera)
+    raw = video.astype(np.float32)
+    sharp = np.stack([cv2.GaussianBlur(frame, (0, 0), SHARP_BLUR) for frame in raw])
+    for stage in STAGES:
+        pictures = sharp if stage.sharp else smooth
+        term = ColorTerm(sharp[others]) if stage.sharp else colors
+        state, shape, pixels = _from_colors(state, shape, term, pictures[middle], camera, stage)
     w2c = np.tile(np.eye(4), (frames, 1, 1))
     w2c[others, :3, :3], w2c[others, :3, 3] = state.rotation, state.translation
-    _require_plausible(w2c, state, shape, smooth.shape[1:3], camera)
+    _require_plausible(w2c, state, pixels, smooth.shape[1:3], camera)
     steps = np.abs(others - middle)
     motion = float((np.linalg.norm(flow, axis=-1).mean(axis=(1, 2)) / steps).mean())
     return Cameras(w2c, state.log_inverse_depth.reshape(shape), motion)
@@ -96,35 +140,45 @@ def _from_flow(
     for depth in (ground, np.zeros_like(ground)):
         state = State.at_rest(len(flow), depth)
         state = adjust(rays, camera, on_flow, state, FLOW_STEPS, (ground, prior))
-        held = (state.log_inverse_depth, np.full(len(ground), COLOR_PRIOR))
+        held = (state.log_inverse_depth, np.full(len(ground), SELECTION_PRIOR))
         states.append(adjust(rays, camera, on_colors, state, SELECTION_STEPS, held))
     return min(states, key=lambda state: state.cost), shape
 
 
 def _from_colors(
-    state: State, shape: tuple[int, int], colors: ColorTerm, middle: F32, camera: Pinhole
-) -> tuple[State, tuple[int, int]]:
-    """Bundle adjustment on the colours of a finer grid, less and less tolerant of differences."""
-    pixels, finer = point_grid(middle.shape[:2], COLOR_STRIDE)
+    state: State,
+    shape: tuple[int, int],
+    colors: ColorTerm,
+    middle: F32,
+    camera: Pinhole,
+    stage: Stage,
+) -> tuple[State, tuple[int, int], F64]:
+    """Bundle adjustment on the colours of a stage's grid, from depths on a grid of `shape`."""
+    height, width = middle.shape[:2]
+    stride = max(stage.stride, round(math.sqrt(height * width / stage.points)))
+    pixels, finer = point_grid((height, width), stride)
     u, v = pixels.astype(int)
-    coarse = state.log_inverse_depth.reshape(shape)
-    depth = np.asarray(cv2.resize(coarse, finer[::-1]), np.float64).ravel()
-    state = State(state.rotation, state.translation, depth)
-    rays, tolerant = camera.rays(pixels), COLOR_STAGES[0][0]
-    for noise, steps, tolerance in COLOR_STAGES:
-        weight = COLOR_PRIOR * (tolerant / noise) ** 2
-        held = (state.log_inverse_depth, np.full(len(depth), weight))
-        on_colors = colors.at(middle[v, u], noise=noise)
-        state = adjust(rays, camera, on_colors, replace(state, cost=np.inf), steps, held, tolerance)
-    return state, finer
+    depth = state.log_inverse_depth
+    if finer != shape:
+        depth = np.asarray(cv2.resize(depth.reshape(shape), finer[::-1]), np.float64).ravel()
+    own = middle[v, u]
+    steepness = sum(np.square(d).sum(axis=2) for d in gradients(middle))[v, u]
+    noise = np.sqrt(stage.noise**2 + EDGE_NOISE**2 * steepness)
+    held = (depth, stage.hold * np.square(stage.noise / noise).astype(np.float64))
+    planes = PlanePrior(own.astype(np.float64), finer, *stage.planes)
+    start = State(state.rotation, state.translation, depth)
+    term = colors.at(own, noise=noise)
+    state = adjust(
+        camera.rays(pixels), camera, term, start, stage.steps, held, stage.tolerance, planes
+    )
+    return state, finer, pixels
 
 
 def _require_plausible(
-    w2c: F64, state: State, shape: tuple[int, int], size: tuple[int, ...], camera: Pinhole
+    w2c: F64, state: State, pixels: F64, size: tuple[int, ...], camera: Pinhole
 ) -> None:
     if not (np.isfinite(w2c).all() and np.isfinite(state.log_inverse_depth).all()):
         raise ReconstructionError("no camera found: the bundle adjustment diverged")
-    pixels, _ = point_grid(size, COLOR_STRIDE)
     points = camera.rays(pixels) / np.exp(state.log_inverse_depth)
     seen = w2c[:, :3, :3] @ points + w2c[:, :3, 3:]
     in_front = seen[:, 2] > 0

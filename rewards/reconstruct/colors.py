@@ -22,9 +22,9 @@ def solve_colors(splats: Splats, first: F32, video: F32, iterations: int) -> tup
     afterwards, so that the Gaussians stay displayable.
     """
     rows = video.shape[0] * video.shape[1] * video.shape[2]
-    starts = np.searchsorted(splats.pixel.numpy(), np.arange(rows + 1))
+    columns, starts = (x.numpy().astype(np.int32) for x in (splats.gaussian, splats.starts))
     weights = csr_matrix(
-        (splats.weight.numpy(), splats.gaussian.numpy().astype(np.int32), starts.astype(np.int32)),
+        (splats.weight.numpy(), columns, starts),
         shape=(rows, len(first)),
     )
     target = video.reshape(rows, 3)

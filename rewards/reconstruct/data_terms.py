@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import cv2
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from rewards.reconstruct.bundle_adjustment import F64, DataTerm
@@ -42,40 +42,38 @@ class ColorTerm:
     """
 
     def __init__(self, targets: F32) -> None:
-        self._size = targets.shape[1:3]
-        # Colour and both derivatives, sampled together; remap takes at most four channels.
-        self._maps = [(frame, *gradients(frame)) for frame in targets]
+        # Colour and both derivatives, [T, 9, H, W], sampled together.
+        maps = [np.concatenate([frame, *gradients(frame)], axis=2) for frame in targets]
+        self._maps = torch.from_numpy(np.stack(maps)).permute(0, 3, 1, 2).contiguous()
 
     def at(
-        self, colors: F32, frames: NDArray[np.intp] | None = None, noise: float = COLOR_NOISE
+        self, colors: F32, frames: NDArray[np.intp] | None = None, noise: float | F32 = COLOR_NOISE
     ) -> DataTerm:
-        """The term of points with `colors` [P, 3], over all targets or those in `frames`."""
-        maps = self._maps if frames is None else [self._maps[index] for index in frames]
-        height, width = self._size
+        """The term of points with `colors` [P, 3], over all targets or those in `frames`.
+
+        `noise` is one for all points, or each point's own [P].
+        """
+        maps = self._maps if frames is None else self._maps[torch.from_numpy(frames)]
+        last = np.array(maps.shape[:1:-1], np.float64)[:, None] - 1
+        own = np.ascontiguousarray(colors.T)
+        spread = np.asarray(noise, np.float32)
 
         def term(pixels: F64) -> tuple[float, F64, F64]:
-            count = pixels.shape[-1]
-            gradient = np.empty((len(maps), 2, count))
-            information = np.empty((len(maps), 3, count))
-            cost = 0.0
-            for index, images in enumerate(maps):
-                u, v = (pixels[index] - 0.5).astype(np.float32)[:, :, None]
-                inside = ((u >= 0) & (u <= width - 1) & (v >= 0) & (v <= height - 1))[:, 0]
-                value, du, dv = (
-                    cv2.remap(image, u, v, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)[:, 0]
-                    for image in images
-                )
-                residual = (value - colors) / noise
-                squared = np.einsum("pc,pc->p", residual, residual)
-                weight = inside / (1 + squared)
-                cost += float(np.where(inside, 0.5 * np.log1p(squared), OUTSIDE_COST).sum())
-                scaled = weight / noise
-                gradient[index, 0] = scaled * np.einsum("pc,pc->p", du, residual)
-                gradient[index, 1] = scaled * np.einsum("pc,pc->p", dv, residual)
-                scaled = scaled / noise
-                information[index, 0] = scaled * np.einsum("pc,pc->p", du, du)
-                information[index, 1] = scaled * np.einsum("pc,pc->p", du, dv)
-                information[index, 2] = scaled * np.einsum("pc,pc->p", dv, dv)
-            return cost, gradient, information
+            places = pixels - 0.5
+            inside = ((places >= 0) & (places <= last)).all(axis=1)
+            grid = np.moveaxis(places * (2 / last) - 1, 1, -1).astype(np.float32)
+            # torch samples at exact places, OpenCV at multiples of 1/32 pixel: a cost in steps.
+            sampled = torch.nn.functional.grid_sample(
+                maps, torch.from_numpy(grid)[:, None], padding_mode="border", align_corners=True
+            )[:, :, 0].numpy()
+            value, du, dv = sampled[:, :3], sampled[:, 3:6], sampled[:, 6:]
+            residual = (value - own) / spread
+            squared = (residual * residual).sum(axis=1)
+            cost = np.where(inside, 0.5 * np.log1p(squared), OUTSIDE_COST)
+            scale = (inside / (1 + squared) / spread)[:, None]
+            gradient = np.stack([(d * residual).sum(axis=1) for d in (du, dv)], axis=1)
+            products = ((du, du), (du, dv), (dv, dv))
+            information = np.stack([(a * b).sum(axis=1) for a, b in products], axis=1)
+            return float(cost.sum()), gradient * scale, information * (scale / spread)
 
         return term

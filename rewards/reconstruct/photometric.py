@@ -28,7 +28,7 @@ from rewards.reconstruct.reconstruction import (
 )
 from rewards.reconstruct.surfaces import Cloud, SurfaceBuilder
 
-VERSION = "photometric-v2"
+VERSION = "photometric-v3"
 OPACITY = 0.95
 PRE_BLUR = 0.6
 """Pixels: a colour gradient then reaches beyond its pixel, and noise counts for less. More of it

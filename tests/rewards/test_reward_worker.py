@@ -150,7 +150,7 @@ def test_what_cannot_be_reconstructed_is_a_failure_with_its_reason() -> None:
     assert outcome.kind == "reconstruction"
     assert outcome.error == "ReconstructionError"
     assert "no camera found" in outcome.reason
-    assert outcome.scorer == "photometric-v2+multiscale-v1"
+    assert outcome.scorer == "photometric-v3+multiscale-v1"
     assert meta_view is None
     assert artifacts is None
 
