@@ -59,7 +59,8 @@ class PlanePrior:
         hessian = np.bincount(self._slots, values, self._bands * self._count)
         slope = weight * bent * jacobian
         gradient = np.bincount(self._triples.ravel(), slope.ravel(), self._count)
-        return hessian.reshape(self._bands, self._count), gradient
+        bands = hessian.astype(np.float64).reshape(self._bands, self._count)
+        return bands, gradient.astype(np.float64)
 
     def solve(self, hessian: F64, diagonal: F64, right: F64) -> F64:
         """(hessian + diagonal)⁻¹ right, for `right` [P, K] and a positive `diagonal` [P]."""
