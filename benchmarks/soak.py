@@ -7,6 +7,9 @@ does not share) of the coordinator, of each worker and of Ray's own processes is
 seconds and regressed on the number of steps done, over the second half of the run: what an
 allocator takes to settle is no leak.
 
+The head remembers 2,000 calls for its dashboard (`cluster/demo.py`; Ray's default of 100,000 would
+not be reached here), so that its own memory has settled when the second half begins.
+
 Goal: nothing grows by more than noise: over the half, by less than twice the spread around its line
 or 2 % of its level. Ray's logs grow until they are rotated. Exits 1 when anything else does.
 """

@@ -143,6 +143,8 @@ def _head_environment(folder: Path) -> dict[str, str]:
         **LOG_ROTATION,
         # Ray's default of 15 lets its workers starve beside any other load of the machine.
         "RAY_worker_niceness": "5",
+        # Calls that the dashboard remembers: by default 100,000, some 200 MB once they are reached.
+        "RAY_task_events_max_num_task_in_gcs": "2000",
     }
 
 
