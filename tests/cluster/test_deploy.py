@@ -138,7 +138,7 @@ def test_the_same_file_is_a_job_for_any_cluster(job: dict[str, Any]) -> None:
     found = read_job_file(str(REPOSITORY / "ray_job.yaml"))
     assert found.entrypoint.startswith("worldr1 train small --run s3://")
     assert found.retries == job["spec"]["backoffLimit"] == 5
-    assert set(found.runtime_env["env_vars"]) == {"HF_HOME", "WORLDR1_ENVS"}
+    assert set(found.runtime_env["env_vars"]) == {"HF_HOME", "MALLOC_ARENA_MAX", "WORLDR1_ENVS"}
     bare = yaml.safe_load((DEPLOY / "runtime_env.yaml").read_text())
     assert bare == found.runtime_env
 
