@@ -38,6 +38,7 @@ from cluster.storage import RunFolder
 from learner.schedule import Phase
 from prompts.dataset import load_prompts
 from prompts.schema import Prompt
+from rewards.reconstruct.photometric import VERSION
 
 GUARDED = ("sharpness", "motion", "content")
 MAX_FALL = 0.10
@@ -185,6 +186,7 @@ def main() -> int:
                 "run": name,
                 "steps": config.steps,
                 "learning_rate": config.learner.learning_rate,
+                "reconstructor": VERSION,
                 "gains": [asdict(g) | {"gain": g.gain} for g in gains],
                 "goals": [{"goal": goal, "met": met} for goal, met in goals],
             }
