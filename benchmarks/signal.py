@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import math
 import sys
 import time
 from pathlib import Path
@@ -143,7 +142,6 @@ def measure(name: str, config: RunConfig, groups: int) -> dict[str, Any]:
         "members": config.rollout.group_size,
         "cpu_s_per_group": round(cpu_s, 2),
         "signal": {r: {"share": round(s, 6), "z": round(z, 2)} for r, (s, z) in signals.items()},
-        "standard_error": round(math.sqrt(2) / len(parts), 5),
     }
 
 
