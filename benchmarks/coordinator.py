@@ -147,7 +147,7 @@ def hosted_workers(config: RunConfig, durations: Durations) -> tuple[Workers, li
     rewards = {
         kind: pool(
             kind,
-            getattr(config.rewards, kind).min_workers,
+            config.rewards.pools[kind].min_workers,
             hosts(RewardHost, 1, kind, parts, seconds),
         )
         for kind, (parts, seconds) in kinds.items()

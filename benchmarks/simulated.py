@@ -285,7 +285,7 @@ def simulated_workers(
     """Every pool of a run, simulated."""
 
     def rewards(kind: Any, parts: tuple[str, ...], seconds: float) -> SimulatedPool:
-        workers = getattr(config.rewards, kind).min_workers
+        workers = config.rewards.pools[kind].min_workers
         return SimulatedPool(kind, workers, reward_methods(kind, parts, seconds))
 
     rollouts = SimulatedPool("rollout", config.rollout.workers, rollout_methods(config, durations))
@@ -315,9 +315,7 @@ def simulated_trainer(
     state = start_or_resume(config, store, say)
     folder.write_text("config.json", to_json(config))
     metrics = MetricsLog(folder, config.steps, state.step, say)
-    prompts = {
-        split: load_prompts(getattr(config.prompts, split)) for split in ("train", "dynamic")
-    }
+    prompts = {split: load_prompts(config.prompts.sources[split]) for split in ("train", "dynamic")}
     source = RequestSource(config.seed, config.rollout, prompts, state.next_group, state.cursors)
     trainer = Trainer(
         config=config,

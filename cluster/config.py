@@ -326,7 +326,7 @@ def for_one_process(config: RunConfig) -> RunConfig:
     its own anyway.
     """
     for family in ("reconstruction", "aesthetic"):
-        environment = getattr(config.rewards, family).env
+        environment = config.rewards.pools[family].env
         if environment:
             raise ConfigError(
                 f"rewards.{family}.env = {environment!r} is not allowed with --local: one process "

@@ -144,7 +144,7 @@ def _head_environment(folder: Path) -> dict[str, str]:
         # Ray's default of 15 lets its workers starve beside any other load of the machine.
         "RAY_worker_niceness": "5",
         # Calls that the dashboard remembers, and the ids of those it forgot: by default 100,000 and
-        # a million, some 200 MB once they are reached.
+        # a million, hundreds of megabytes once they are reached.
         "RAY_task_events_max_num_task_in_gcs": "2000",
         "RAY_task_events_max_dropped_task_attempts_tracked_per_job_in_gcs": "500",
         # glibc gives each of Ray's many threads a heap of its own, whose holes add up over hours.

@@ -51,7 +51,7 @@ def export_run(source: str, to: Path, average: bool | None, merged: bool) -> Tra
     if merged:
         model = resolve_model(config.policy.model)
         save_merged(model, DTYPES[config.policy.dtype], trained.weights, lora, to / PIPELINE)
-    data = {split: data_hash(getattr(config.prompts, split)) for split in ("train", "dynamic")}
+    data = {split: data_hash(config.prompts.sources[split]) for split in ("train", "dynamic")}
     training = {
         "step": trained.step,
         "average": trained.average,

@@ -175,8 +175,8 @@ class _Spawner:
 
     def _pool(self, name: str, worker: type, *args: Any, calls_at_once: int = 1) -> RayPool:
         shape, threads = self.shapes[name], self.config.threads
-        family = name in FAMILIES
-        environment = getattr(self.config.rewards, name).env if family else ""
+        family = self.config.rewards.pools.get(name)
+        environment = family.env if family else ""
 
         def spawn(index: int) -> Any:
             remote: Any = ray.remote(worker)

@@ -154,8 +154,7 @@ def configured_workers(config: RunConfig) -> dict[str, int]:
 def with_workers(config: RunConfig, workers: Mapping[str, int]) -> RunConfig:
     """The configuration with other numbers of workers."""
     rewards: dict[str, Any] = {}
-    for name in REWARD_POOLS:
-        family = getattr(config.rewards, name)
+    for name, family in config.rewards.pools.items():
         most = max(family.max_workers, workers[name])
         rewards[name] = family.model_copy(
             update={"min_workers": workers[name], "max_workers": most}
@@ -203,7 +202,7 @@ def pool_fits(config: RunConfig, gpu: GpuType, shape: WanShape) -> tuple[PoolFit
             )
         )
     for name, (needed, detail) in _reward_memory(config).items():
-        gpus = getattr(config.rewards, name).gpus
+        gpus = config.rewards.pools[name].gpus
         if gpus:
             share = int(gpus * gpu.usable()) - CUDA_CONTEXT
             found.append(PoolFit(name, needed, share, detail, f"a larger rewards.{name}.gpus"))

@@ -71,7 +71,7 @@ def measures(config: RunConfig, rows: list[dict[str, Any]]) -> dict[str, StageMe
 def _configured(config: RunConfig, pool: str) -> int:
     if pool == "rollout":
         return config.rollout.workers
-    return int(getattr(config.rewards, pool).min_workers)
+    return config.rewards.pools[pool].min_workers
 
 
 def measured_costs(config: RunConfig, found: Mapping[str, StageMeasure]) -> dict[str, Cost]:

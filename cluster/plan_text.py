@@ -44,9 +44,8 @@ def plan_lines(plan: Plan, price: float | None = None, explain: bool = False) ->
 def overrides(config: RunConfig, split: Split) -> list[str]:
     """`key=value` of the split's numbers of workers."""
     pairs = [f"{COUNT_KEYS[pool]}={split.workers[pool]}" for pool in POOLS]
-    for name in REWARD_POOLS:
-        most = getattr(config.rewards, name).max_workers
-        pairs.append(f"rewards.{name}.max_workers={most}")
+    for name, family in config.rewards.pools.items():
+        pairs.append(f"rewards.{name}.max_workers={family.max_workers}")
     return pairs
 
 

@@ -51,8 +51,7 @@ def check_before_start(config: RunConfig) -> dict[str, Sequence[Prompt]]:
     """
     resolve_model(config.policy.model)
     prompts: dict[str, Sequence[Prompt]] = {}
-    for split in ("train", "dynamic", "test"):
-        source = getattr(config.prompts, split)
+    for split, source in config.prompts.sources.items():
         try:
             prompts[split] = load_prompts(source)
             require_paths(prompts[split], config.rollout.frames, config.camera)

@@ -68,3 +68,8 @@ class PromptsConfig(BaseModel):
     """Prompts of the dynamic phase (moving objects; the general reward alone)."""
     test: str = "toy_test"
     """Held-out prompts of evaluations."""
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """What each split is read from."""
+        return {"train": self.train, "dynamic": self.dynamic, "test": self.test}

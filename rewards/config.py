@@ -236,3 +236,12 @@ class RewardConfig(BaseModel):
     """Distance inside S_recon."""
     artifacts: ArtifactsConfig = ArtifactsConfig()
     """Groups that the report shows."""
+
+    @property
+    def pools(self) -> dict[str, PoolConfig]:
+        """Settings of every pool of reward workers, by their kind."""
+        return {
+            "reconstruction": self.reconstruction,
+            "judge": self.judge,
+            "aesthetic": self.aesthetic,
+        }

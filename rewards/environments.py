@@ -134,7 +134,7 @@ def located(rewards: RewardConfig) -> RewardConfig:
     absolute path: workers have other working directories."""
     families: dict[str, BaseModel] = {}
     for family in FAMILIES:
-        config = getattr(rewards, family)
+        config = rewards.pools[family]
         changed = {"env": str(locate(config.env))} if config.env else {}
         for name in sorted({"model", "base"} & type(config).model_fields.keys()):
             path = getattr(config, name)
