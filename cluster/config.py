@@ -43,7 +43,7 @@ _FREE_TO_CHANGE = (
     "placement.",
     "supervision.",
     "rewards.artifacts.",
-    "learner.keep_gathered",
+    "learner.replicate_frozen",
     "rewards.examine_every",
 )
 _WORKERS = re.compile(r"\.(workers|ranks|min_workers|max_workers|cpus\w*|gpus\w*|env)$")

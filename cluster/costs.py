@@ -149,8 +149,7 @@ def _learner(config: RunConfig, shape: WanShape, gpu: GpuType, used: Utilisation
     compute = steps * (useful + again) / (gpu.bf16 * used.learner)
     # Frozen weights are gathered for the reference pass, the forward and the backward pass, or
     # are whole on every rank.
-    sharded = learner.ranks > 1 and not learner.keep_gathered
-    gathered = 3 * shape.weight_bytes(policy.dtype) if sharded else 0
+    gathered = 0 if learner.frozen_whole else 3 * shape.weight_bytes(policy.dtype)
     link = gpu.link if learner.ranks <= 8 else NETWORK
     gather = rollout.window_size * gathered / link / learner.micro_batch
     return Cost(

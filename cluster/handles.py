@@ -213,7 +213,6 @@ class _Spawner:
                 runtime_env=runtime_environment(config.threads),
             ).remote(
                 rank,
-                shape.workers,
                 self.policy,
                 learner,
                 config.rollout,

@@ -76,13 +76,13 @@ def local_workers(config: RunConfig) -> Iterator[Workers]:
     """One worker of each kind in this process, on the CPU."""
     policy = config.policy.model_copy(update={"model": resolve_model(config.policy.model)})
     guard = guard_active(config.learner, config.max_staleness)
-    learner = config.learner.model_copy(update={"guard": guard})
+    learner = config.learner.model_copy(update={"guard": guard, "ranks": 1})
     device, threads = "cpu", config.threads
     rewards = located(config.rewards)
     reconstruction = ReconstructionWorker(
         rewards, config.camera, config.rollout.frames, device, threads
     )
-    rank = LearnerRank(0, 1, policy, learner, config.rollout, config.seed, None, device, threads)
+    rank = LearnerRank(0, policy, learner, config.rollout, config.seed, None, device, threads)
     judge = JudgeWorker(rewards, device, threads)
     workers = Workers(
         rollouts=Rollouts(

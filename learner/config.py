@@ -47,12 +47,17 @@ class LearnerConfig(BaseModel):
     """Decay of the running average of the trained weights; 0 keeps the raw weights."""
     activation_checkpointing: bool = True
     """Recompute each transformer block in the backward pass instead of storing it."""
-    keep_gathered: bool = False
+    replicate_frozen: bool = False
     """Keep the frozen weights whole on every rank and shard the adapter alone, gathered once per
     update, instead of gathering each transformer block for every pass: faster where the whole
-    model fits beside the activations."""
+    model fits beside the activations. One rank has them whole in any case."""
     timeout_s: float = Field(default=600.0, gt=0, le=86400, allow_inf_nan=False)
     """A collective that takes longer than this kills the process group."""
+
+    @property
+    def frozen_whole(self) -> bool:
+        """Whether each rank holds all of the frozen weights: asked for, or nobody to share with."""
+        return self.replicate_frozen or self.ranks == 1
 
 
 class ScheduleConfig(BaseModel):

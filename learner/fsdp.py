@@ -69,12 +69,12 @@ def start_process_group(
 
 
 def shard_transformer(
-    transformer: nn.Module, mesh: DeviceMesh, activation_checkpointing: bool, keep_gathered: bool
+    transformer: nn.Module, mesh: DeviceMesh, activation_checkpointing: bool, frozen_whole: bool
 ) -> tuple[FSDPModule, ...]:
     """Shard a Wan transformer in place: one FSDP unit per block, one for the rest, each gathered
     for every pass. Returns the units, which `training_pass` and `release` ask for.
 
-    With `keep_gathered` the frozen weights stay whole on every rank and the trained ones are a
+    With `frozen_whole` the frozen weights stay whole on every rank and the trained ones are a
     single unit, whose whole weights stay from the first forward pass of an update on until
     `training_pass` or `release` lets them go: one gather and one reduction per update.
 
@@ -89,14 +89,14 @@ def shard_transformer(
     blocks = _blocks(transformer)
     if activation_checkpointing:
         checkpoint_blocks(transformer)
-    whole = {p for p in transformer.parameters() if keep_gathered and not p.requires_grad}
+    whole = {p for p in transformer.parameters() if frozen_whole and not p.requires_grad}
     units = []
-    for module in [transformer] if keep_gathered else [*blocks, transformer]:
+    for module in [transformer] if frozen_whole else [*blocks, transformer]:
         unit = fully_shard(
             module,
             mesh=mesh,
             mp_policy=policy,
-            reshard_after_forward=not keep_gathered,
+            reshard_after_forward=not frozen_whole,
             ignored_params=whole,
         )
         # Losses are normalised over all ranks, so that gradients are summed, never averaged.
@@ -141,10 +141,10 @@ def _checkpoint_forward(block: nn.Module) -> None:
 
 
 @contextmanager
-def training_pass(units: Sequence[FSDPModule], last: bool, keep_gathered: bool) -> Iterator[None]:
+def training_pass(units: Sequence[FSDPModule], last: bool, frozen_whole: bool) -> Iterator[None]:
     """One of an update's forward and backward passes. Only the `last` reduces gradients over the
-    ranks; before it they pile up locally (LoRA gradients are small). With `keep_gathered`
-    only the last lets go of the gathered weights, which the update makes stale."""
+    ranks; before it they pile up locally (LoRA gradients are small). With `frozen_whole` only
+    the last lets go of the gathered weights, which the update makes stale."""
 
     def switch(reduces: bool, lets_go: bool) -> None:
         for unit in units:
@@ -152,7 +152,7 @@ def training_pass(units: Sequence[FSDPModule], last: bool, keep_gathered: bool) 
             unit.set_requires_gradient_sync(reduces, recurse=False)
             unit.set_reshard_after_backward(lets_go, recurse=False)
 
-    switch(last, last or not keep_gathered)
+    switch(last, last or not frozen_whole)
     try:
         yield
     finally:
@@ -161,7 +161,7 @@ def training_pass(units: Sequence[FSDPModule], last: bool, keep_gathered: bool) 
 
 def release(units: Sequence[FSDPModule]) -> None:
     """Let go of every gathered weight: a forward pass without a backward pass keeps them (under
-    `keep_gathered`), and weights that are loaded afterwards would not be seen."""
+    `frozen_whole`), and weights that are loaded afterwards would not be seen."""
     for unit in units:
         unit.reshard()
 

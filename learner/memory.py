@@ -87,16 +87,16 @@ def learner_memory(
     weights = shape.weight_bytes(policy.dtype)
     lora = 4 * shape.lora_parameters(policy.lora.rank, policy.lora.targets)
     ranks = learner.ranks
-    frozen = weights if learner.keep_gathered else -(-weights // ranks)
+    frozen = weights if learner.frozen_whole else -(-weights // ranks)
     resident = {
-        "transformer" if learner.keep_gathered else "transformer's shard": frozen,
+        "transformer" if learner.frozen_whole else "transformer's shard": frozen,
         "adapter's shard, gradient, moments, average": -(-5 * lora // ranks),
     }
     one_block = (weights + lora) * shape.block_parameters // shape.parameters
     outside = weights - shape.layers * (weights * shape.block_parameters // shape.parameters)
     # FSDP holds the block that runs, the one it prefetches, and the root's own parameters; or,
     # where the frozen weights are whole anyway, the adapter.
-    gathered = lora if learner.keep_gathered else 2 * one_block + outside
+    gathered = lora if learner.frozen_whole else 2 * one_block + outside
     transient = {
         # The whole model is on the device before it is sharded.
         "load": weights + lora - frozen,

@@ -20,11 +20,9 @@ from learner.fsdp import all_gather_rows, local
 class ShardedAdamW:
     """AdamW over tensors that may be sharded; their gradients are read from `.grad`."""
 
-    def __init__(
-        self, parameters: Mapping[str, nn.Parameter], config: LearnerConfig, world_size: int
-    ) -> None:
+    def __init__(self, parameters: Mapping[str, nn.Parameter], config: LearnerConfig) -> None:
         self._parameters = dict(parameters)
-        self._world_size = world_size
+        self._ranks = config.ranks
         self._max_norm = config.max_grad_norm
         self._shards = {
             name: nn.Parameter(local(parameter.detach())) for name, parameter in parameters.items()
@@ -57,7 +55,7 @@ class ShardedAdamW:
         """Norm of the whole gradient, over all tensors and ranks. Collective."""
         norm = torch.nn.utils.get_total_norm([gradient for _, gradient in self._gradients()])
         # In float64 the square and its root give back one rank's norm exactly.
-        norms = all_gather_rows(norm.cpu().double().reshape(1, 1), self._world_size)
+        norms = all_gather_rows(norm.cpu().double().reshape(1, 1), self._ranks)
         return float(norms.square().sum().sqrt())
 
     @torch.no_grad()

@@ -128,7 +128,6 @@ class LearnerRank:
     def __init__(
         self,
         rank: int,
-        world_size: int,
         policy: PolicyConfig,
         learner: LearnerConfig,
         rollout: RolloutConfig,
@@ -137,7 +136,8 @@ class LearnerRank:
         device: str = "cpu",
         threads: int | None = None,
     ) -> None:
-        """Join the process group, load the policy and shard it; blocks until every rank is there.
+        """Join the process group, load the policy and shard it; blocks until every one of
+        `learner.ranks` is there.
 
         `init_url`: where the ranks meet, such as "tcp://10.0.0.1:29500"; one rank needs none.
         `learner.guard` unset means: on when `updates_per_batch` > 1; a caller that trains with
@@ -147,25 +147,27 @@ class LearnerRank:
         fsdp.pin_threads(threads)
         if torch.device(device).type == "cpu":
             keep_freed_memory()
-        self._rank, self._world_size, self._seed = rank, world_size, seed
+        self._rank, self._world_size, self._seed = rank, learner.ranks, seed
         self._policy_config, self._config, self._rollout = policy, learner, rollout
         self._guard = guard_active(learner, max_staleness=0)
         self._schedule_hash = schedule_hash(sigma_schedule(rollout.sampling_steps, rollout.shift))
         self._device = torch.device(device)
         # Loaded before the ranks meet: a model that cannot be loaded must not leave a group behind.
         self._policy = Policy.load(policy, self._device, with_decoder=False)
-        mesh = fsdp.start_process_group(rank, world_size, init_url, self._device, learner.timeout_s)
+        mesh = fsdp.start_process_group(
+            rank, learner.ranks, init_url, self._device, learner.timeout_s
+        )
         self._save_group = side_group(learner.timeout_s)
         self._saving: BackgroundSave | None = None
         # Saved and restored with the weights, whose history it is.
         self._account = torch.tensor(list(bytes.fromhex(EMPTY_ACCOUNT)), dtype=torch.uint8)
         self._transformer = cast(nn.Module, self._policy.transformer)
         self._units = fsdp.shard_transformer(
-            self._transformer, mesh, learner.activation_checkpointing, learner.keep_gathered
+            self._transformer, mesh, learner.activation_checkpointing, learner.frozen_whole
         )
         self._lora = lora_parameters(self._transformer)
         self._average = start_average(self._lora)
-        self._optimizer = ShardedAdamW(self._lora, learner, world_size)
+        self._optimizer = ShardedAdamW(self._lora, learner)
 
     def describe(self) -> RankInfo:
         """Where this rank runs and what it trains."""
@@ -381,7 +383,7 @@ class LearnerRank:
             advantage = torch.tensor([values[i] for i in micro.indices], device=self._device)
             weight = torch.tensor(micro.weights, device=self._device) / window
             last = number == len(passes) - 1
-            with fsdp.training_pass(self._units, last, self._config.keep_gathered):
+            with fsdp.training_pass(self._units, last, self._config.frozen_whole):
                 output = self._surrogate(batch, w, advantage)
                 (output.loss * weight).sum().backward()
             columns = (

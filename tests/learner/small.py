@@ -87,7 +87,8 @@ def make_rank(
     init_url: str | None = None,
 ) -> LearnerRank:
     """A rank on one CPU thread."""
-    return LearnerRank(rank, world_size, policy, learner, rollout, SEED, init_url, "cpu", 1)
+    learner = learner.model_copy(update={"ranks": world_size})
+    return LearnerRank(rank, policy, learner, rollout, SEED, init_url, "cpu", 1)
 
 
 def train_step(

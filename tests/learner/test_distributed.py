@@ -12,7 +12,7 @@ import pytest
 
 from actors.config import PolicyConfig
 from actors.trajectory import Trajectory
-from learner.proof import RatioProof
+from learner.proof import RatioProof, StartupProofError
 from learner.rank import StepReport
 from tests.learner.small import (
     LEARNER,
@@ -39,12 +39,8 @@ def _job(
     trajectories: tuple[Trajectory, ...],
     folder: str,
 ) -> tuple[RatioProof, list[StepReport], dict[str, np.ndarray]]:
-    """Prove, take a step, save it as `by_<ranks>`, take another; whole weights after it.
-
-    Several ranks keep the gathered weights over an update's passes, one does not.
-    """
-    config = LEARNER.model_copy(update={"keep_gathered": world_size > 1})
-    learner = make_rank(policy, config, rank=rank, world_size=world_size, init_url=url)
+    """Prove, take a step, save it as `by_<ranks>`, take another; whole weights after it."""
+    learner = make_rank(policy, rank=rank, world_size=world_size, init_url=url)
     proof = learner.prove(*trajectories[:2])
     scored = score(trajectories, FAILED)
     reports = [train_step(learner, scored, LEARNER, rank, world_size)]
@@ -88,6 +84,44 @@ def test_two_ranks_equal_one_and_resume_on_another_number(
     for resumed, uninterrupted in ((on_one, two[1]), (two[2], one[1])):
         assert resumed.loss == pytest.approx(uninterrupted.loss, abs=1e-6)
         assert resumed.grad_norm == pytest.approx(uninterrupted.grad_norm, rel=1e-5)
+
+
+def _replicated_or_sharded_job(
+    rank: int,
+    world_size: int,
+    _: str | None,
+    policy: PolicyConfig,
+    trajectories: tuple[Trajectory, ...],
+    folder: str,
+) -> list[tuple[str, str]]:
+    """By whether frozen weights are replicated: the adapter after proof and two steps of several
+    passes, and after going back by one step and taking it again."""
+    checksums = []
+    for replicate in (False, True):
+        config = LEARNER.model_copy(update={"replicate_frozen": replicate, "micro_batch": 1})
+        meeting = f"file://{folder}/meet_{replicate}"
+        learner = make_rank(policy, config, ROLLOUT, rank, world_size, meeting)
+        learner.prove(*trajectories[:2])
+        train_step(learner, score(trajectories), config, rank, world_size)
+        learner.save(f"{folder}/{replicate}")
+        train_step(learner, score(trajectories), config, rank, world_size)
+        after_two = learner.weights(2, "a")[0].checksum
+        with pytest.raises(StartupProofError, match="weights"):
+            learner.prove(*trajectories[:1])
+        learner.load(f"{folder}/{replicate}")
+        train_step(learner, score(trajectories), config, rank, world_size)
+        checksums.append((after_two, learner.weights(2, "a")[0].checksum))
+        learner.close()
+    return checksums
+
+
+@pytest.mark.slow
+def test_replicated_and_sharded_frozen_weights_give_the_same_bits(
+    policy: PolicyConfig, trajectories: tuple[Trajectory, ...], tmp_path: Path
+) -> None:
+    """On two ranks; and what was gathered is never used after the weights below it changed."""
+    checksums, _ = run_ranks(2, _replicated_or_sharded_job, policy, trajectories, str(tmp_path))
+    assert len({checksum for pair in checksums for checksum in pair}) == 1
 
 
 def _parity_job(

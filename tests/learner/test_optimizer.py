@@ -37,7 +37,7 @@ def test_updates_are_those_of_adamw(mesh: DeviceMesh) -> None:
         for name, tensor in whole.items()
     }
     adamw = torch.optim.AdamW(plain.values(), lr=1e-2, betas=(0.9, 0.999), weight_decay=0.1)
-    optimizer = ShardedAdamW(sharded, CONFIG, 1)
+    optimizer = ShardedAdamW(sharded, CONFIG)
     for size in (3.0, 1.0, 0.1):
         gradients = {name: size * torch.randn(4, 3, generator=generator) for name in "ab"}
         norm = float(torch.cat(list(gradients.values())).norm())
@@ -66,7 +66,7 @@ def test_what_is_loaded_into_the_state_is_used(mesh: DeviceMesh) -> None:
     moved = []
     for loaded in (False, True):
         weight = nn.Parameter(distribute_tensor(torch.zeros(2, 2), mesh, [Shard(0)]))
-        optimizer = ShardedAdamW({"w": weight}, CONFIG, 1)
+        optimizer = ShardedAdamW({"w": weight}, CONFIG)
         if loaded:
             optimizer.state()["w"]["step"].fill_(9.0)
             fsdp.local(optimizer.state()["w"]["exp_avg"]).fill_(-1.0)
