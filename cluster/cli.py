@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from cluster.camera_cli import add_camera_command
 from cluster.config import (
+    INTERRUPTED,
     ConfigError,
     RunConfig,
     RunStopped,
@@ -36,7 +37,7 @@ from cluster.submit_cli import add_submit_command
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command: 0; or one sentence on standard error and 2 for bad input, 1 for a run that
-    stopped itself."""
+    stopped itself, 130 after Ctrl-C."""
     given = sys.argv[1:] if arguments is None else list(arguments)
     options = _parser().parse_args(_overrides_first(given))
     try:
@@ -48,6 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         lines = (str(error), *getattr(error, "__notes__", ()))
         print("worldr1: " + "\n".join(lines), file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("worldr1: stopped", file=sys.stderr)
+        return INTERRUPTED
 
 
 def _overrides_first(arguments: Sequence[str]) -> list[str]:

@@ -30,6 +30,9 @@ LOOPBACK = "127.0.0.2" if sys.platform == "linux" else "127.0.0.1"
 """Where a Ray of this machine listens: Ray replaces 127.0.0.1 by the machine's outward address,
 and leaves the rest of 127/8 alone."""
 
+INTERRUPTED = 130
+"""What shells report of a command that Ctrl-C ended."""
+
 LOG_ROTATION = {"RAY_ROTATION_MAX_BYTES": str(64 << 20), "RAY_ROTATION_BACKUP_COUNT": "3"}
 """Environment of a Ray that is started here: its logs are rotated, and so many old ones kept."""
 

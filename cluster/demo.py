@@ -25,13 +25,11 @@ from pathlib import Path
 
 import psutil
 
-from cluster.config import LOG_ROTATION, LOOPBACK, REPOSITORY, ConfigError, load
+from cluster.config import INTERRUPTED, LOG_ROTATION, LOOPBACK, REPOSITORY, ConfigError, load
 from cluster.runs import check_before_start
 
 HEAD_TIMEOUT_S = 120
 OBJECT_STORE_BYTES = 512 * 1024**2
-INTERRUPTED = 130
-"""What shells report of a command that Ctrl-C ended."""
 
 
 def run_demo(overrides: Sequence[str], run: str | None) -> int:
@@ -41,8 +39,6 @@ def run_demo(overrides: Sequence[str], run: str | None) -> int:
     arguments = ["toy", *overrides, f"run={folder.absolute()}"]
     check_before_start(load(arguments[0], arguments[1:]))
     command = [sys.executable, "-m", "cluster.cli", "train", *arguments]
-    # A demo that is ended by `kill` or `timeout` cleans up as after Ctrl-C.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with ray_head() as (address, environment):
             print(f"Ray dashboard: {address} (token in {environment['RAY_AUTH_TOKEN_PATH']})")
@@ -78,7 +74,21 @@ def submit(address: str, environment: dict[str, str], command: Sequence[str]) ->
 
 @contextlib.contextmanager
 def ray_head(cpus: int = 4) -> Iterator[tuple[str, dict[str, str]]]:
-    """A Ray head with dashboard on loopback; yields its address and the environment to reach it."""
+    """A Ray head with dashboard on loopback; yields its address and the environment to reach it.
+
+    Until it has stopped, SIGTERM to this process is a KeyboardInterrupt: a command that is ended by
+    `kill` or `timeout` leaves as little behind as after Ctrl-C. To be entered in the main thread.
+    """
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with _head(cpus) as found:
+            yield found
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def _head(cpus: int) -> Iterator[tuple[str, dict[str, str]]]:
     folder = Path(tempfile.mkdtemp(prefix="wr1-"))  # short: Unix socket paths end at 107 bytes
     port, dashboard, metrics, agent = _free_ports(4)
     environment = _head_environment(folder)

@@ -49,7 +49,11 @@ def _reproduce(options: argparse.Namespace) -> int:
     failed = 0
     for number, job in enumerate(todo):
         _say(f"== {number + 1}/{len(todo)}: {job.name} ({job.variant.shown})")
-        failed += not work.run(job, _local if options.local else _as_ray_job)
+        try:
+            failed += not work.run(job, _local if options.local else _as_ray_job)
+        except KeyboardInterrupt:
+            _say(f"stopped in {job.name}; the same command goes on from its last checkpoint")
+            raise
         write_reproduction(out, plan, work.sides())
     sides = work.sides()
     print(as_markdown(plan, sides, goals(sides)))

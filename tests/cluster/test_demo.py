@@ -1,4 +1,4 @@
-"""Ctrl-C of the demo leaves nothing behind: no process, no folder."""
+"""A demo that is ended, by Ctrl-C or by `kill`, leaves nothing behind: no process, no folder."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.config import REPOSITORY
-from cluster.demo import INTERRUPTED
+from cluster.config import INTERRUPTED, REPOSITORY
 from tests.cluster.conftest import SMALLEST
 
 pytestmark = pytest.mark.cluster
@@ -33,7 +32,8 @@ def processes_with(token: str) -> list[str]:
 
 
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks into /proc")
-def test_interrupted_demo_leaves_no_process_and_no_folder(tmp_path: Path) -> None:
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
+def test_ended_demo_leaves_no_process_and_no_folder(end: signal.Signals, tmp_path: Path) -> None:
     demo = subprocess.Popen(
         [sys.executable, "-m", "cluster.cli", "demo", *SMALLEST, "--run", str(tmp_path / "run")],
         cwd=REPOSITORY,
@@ -52,7 +52,10 @@ def test_interrupted_demo_leaves_no_process_and_no_folder(tmp_path: Path) -> Non
             break
     assert Path(token).exists()
     assert len(processes_with(token)) >= 5  # the head's services, the job's driver, its actors
-    os.killpg(demo.pid, signal.SIGINT)
+    if end is signal.SIGINT:
+        os.killpg(demo.pid, end)
+    else:
+        demo.send_signal(end)
     rest = demo.stdout.read()
     assert demo.wait(timeout=60) == INTERRUPTED
     assert "goes on from its last checkpoint" in rest
