@@ -11,14 +11,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from cluster.clips import Clip, write_index
-from cluster.config import ConfigError, RunConfig
+from cluster.config import RunConfig
 from cluster.evaluation.measure import ClipFigures, Measurer
 from cluster.evaluation.page import to_html
 from cluster.evaluation.result import Evaluation, Side, to_csv, to_json, to_markdown
 from cluster.evaluation.sources import Source, fixed_pairs, listed, read_videos
 from cluster.evaluation.vbench import add_vbench
 from cluster.storage import RunFolder
-from prompts.schema import Prompt
 
 EMBEDDED_NOTE = (
     "Embedded, weight-free scorers stand in for Depth Anything 3, LPIPS, Qwen3-VL and HPSv3: "
@@ -106,8 +105,9 @@ def _measured(
     """Measure the clips of a folder, and keep copies for the page."""
     figures: list[ClipFigures] = []
     files: list[str] = []
-    for clip, video, data in read_videos(url, clips, request.frames):
-        figures.append(measurer.measure(video, _prompt(clip), clip.seed))
+    amplitudes = request.config.camera.amplitudes
+    for clip, prompt, video, data in read_videos(url, clips, request.frames, amplitudes):
+        figures.append(measurer.measure(video, prompt, clip.seed))
         file = f"videos/{letter}/{clip.file}"
         if not out.exists(file):
             out.write_bytes(file, data)
@@ -116,13 +116,6 @@ def _measured(
         say(f"{title}: {len(figures)}/{len(clips)} {clip.file}{failed}")
     write_index(RunFolder(f"{out.url}/videos/{letter}"), clips)
     return Side(title, figures, files)
-
-
-def _prompt(clip: Clip) -> Prompt:
-    try:
-        return clip.as_prompt()
-    except ValueError as error:
-        raise ConfigError(f"{clip.file!r}: {error}") from None
 
 
 def _distinct(sides: Sequence[Side]) -> list[Side]:

@@ -16,6 +16,8 @@ from cluster.config import ConfigError, RunConfig, load, with_overrides
 from cluster.storage import RunFolder, absolute_url
 from cluster.video import U8, decode_mp4
 from cluster.weights import ADAPTER, TrainedWeights, load_weights
+from prompts.camera import requested_path
+from prompts.config import Amplitudes
 from prompts.dataset import load_prompts
 from prompts.schema import Prompt
 
@@ -120,9 +122,10 @@ def listed(url: str, prompts: str | None) -> list[Clip]:
 
 
 def read_videos(
-    url: str, clips: Sequence[Clip], frames: int | None
-) -> Iterator[tuple[Clip, U8, bytes]]:
-    """Each clip with its frames uint8 [F, H, W, 3], the first `frames` of them, and its file."""
+    url: str, clips: Sequence[Clip], frames: int | None, amplitudes: Amplitudes
+) -> Iterator[tuple[Clip, Prompt, U8, bytes]]:
+    """Each clip with what it was asked to show, its frames uint8 [F, H, W, 3], the first `frames`
+    of them, and its file."""
     folder = RunFolder(url)
     for clip in clips:
         data = folder.read_bytes(clip.file)
@@ -134,4 +137,21 @@ def read_videos(
             raise ConfigError(
                 f"{clip.file!r} in {url!r} has {len(video)} frames; --frames asks for {frames}"
             )
-        yield clip, video[:frames], data
+        try:
+            prompt = clip.as_prompt()
+            if frames is not None:
+                prompt, video = excerpt(prompt, video, frames, amplitudes)
+        except ValueError as error:
+            raise ConfigError(f"{clip.file!r}: {error}") from None
+        yield clip, prompt, video, data
+
+
+def excerpt(prompt: Prompt, video: U8, frames: int, amplitudes: Amplitudes) -> tuple[Prompt, U8]:
+    """The first `frames` of a video, asked for what the whole one was to have shown by then: a pan
+    by 30 degrees over 121 frames has turned by 12 at the 49th. ValueError for a path given by hand
+    that has not the video's length."""
+    path = requested_path(prompt, len(video), amplitudes)
+    if path is not None:
+        begun = path.c2w[:frames].tolist()
+        prompt = Prompt.model_validate({**prompt.model_dump(by_alias=True), "c2w": begun})
+    return prompt, video[:frames]

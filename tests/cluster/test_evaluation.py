@@ -13,9 +13,12 @@ from cluster.cli import main
 from cluster.clips import Clip, write_index
 from cluster.evaluation.measure import ClipFigures
 from cluster.evaluation.result import Evaluation, Side, from_json, to_csv, to_json, to_markdown
+from cluster.evaluation.sources import excerpt
 from cluster.evaluation.vbench import by_video
 from cluster.storage import RunFolder
 from cluster.video import encode_mp4
+from prompts.camera import requested_path
+from prompts.config import Amplitudes
 from prompts.motions import Motion
 from rewards.spoilt import frozen, warped
 from toyworld.scenes import random_scene, render_clip
@@ -135,6 +138,26 @@ def test_wrong_requests_are_one_sentence(
     assert len(error) == 1
     for word in words:
         assert word in error[0]
+
+
+def test_an_excerpt_is_held_to_the_part_of_the_path_that_it_shows(tmp_path: Path) -> None:
+    """The first 13 of 25 frames of a pan: half of its turn is asked for, and is found."""
+    made = render_clip(random_scene(np.random.default_rng(0)), (Motion.PAN_LEFT,), frames=25)
+    prompt, video = excerpt(made.prompt, made.video, 13, Amplitudes())
+    asked = requested_path(prompt, len(video))
+    assert asked is not None
+    np.testing.assert_allclose(asked.c2w, made.c2w[:13], atol=1e-9)
+    turn = np.arccos((np.trace(asked.c2w[-1, :3, :3]) - 1) / 2)
+    assert np.degrees(turn) == pytest.approx(Amplitudes().pan_deg / 2)
+
+    folder = RunFolder(str(tmp_path / "clips"))
+    folder.write_bytes("p.mp4", encode_mp4(made.video))
+    write_index(folder, [Clip(file="p.mp4", id="p", prompt=made.prompt.text)])
+    assert main(["evaluate", folder.url, "--frames", "13", "--out", str(tmp_path / "out")]) == 0
+    (clip,) = json.loads((tmp_path / "out/evaluation.json").read_text())["sides"][0]["clips"]
+    # Held to the whole pan, its errors would add up to half of the turn times 13 / 2.
+    assert clip["figures"]["rot_err"] < 0.2 * turn * 13 / 2
+    assert clip["figures"]["second.rot_err"] < 0.2 * turn * 13 / 2
 
 
 def test_a_folder_without_index_is_matched_by_names(tmp_path: Path) -> None:
