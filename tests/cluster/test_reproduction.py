@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import cluster
+from benchmarks import gap
 from cluster.cli import main
 from cluster.config import flatten, load
 from cluster.evaluation.measure import ClipFigures
@@ -54,6 +55,18 @@ def test_share_of_the_gap_by_hand() -> None:
     assert closed == pytest.approx((0.5, 0.5, 0.5))
     assert gap_closed([side(psnr=20.0)], [side(psnr=23.0)], [], "psnr") is None
     assert gap_closed([side(psnr=20.0)], [side(psnr=23.0)], [side(psnr=19.0)], "psnr") is None
+
+
+def test_rows_of_the_gap_by_hand() -> None:
+    base, ceiling = side(psnr=20.0, rot_err=1.0), side(psnr=26.0, rot_err=0.1)
+    runs = [side(psnr=22.0, rot_err=0.5), side(psnr=24.0, rot_err=0.7)]
+    psnr, rot_err = gap.rows(base, runs, ceiling, "2 runs")
+    assert (psnr["run"], psnr["pairs"], psnr["verdict"]) == ("psnr, 2 runs", 4, "better")
+    assert (psnr["base"], psnr["trained"], psnr["ceiling"]) == (20.015, 23.015, 26.015)
+    assert (psnr["difference"], psnr["interval"]) == (3.0, [3.0, 3.0])
+    assert psnr["gap_closed"] == [0.5, 0.5, 0.5]
+    assert (rot_err["difference"], rot_err["verdict"]) == (-0.4, "better")
+    assert rot_err["gap_closed"] is None
 
 
 def test_verdicts() -> None:
