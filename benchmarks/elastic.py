@@ -24,9 +24,9 @@ from typing import Any
 import ray
 
 from benchmarks.results import Result, machine, write
-from cluster.config import LOOPBACK, SupervisionConfig, load
+from cluster.config import LOOPBACK, SupervisionConfig, load, thread_environment
 from cluster.elastic import Supervisor
-from cluster.handles import ADMISSION, thread_environment
+from cluster.handles import ADMISSION
 from cluster.pools import WorkerLost
 from cluster.ray_pool import RayPool
 from rewards.config import PoolConfig

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from cluster.config import (
     load,
     override_names,
     preset_names,
+    thread_environment,
     to_json,
 )
 from cluster.doctor_cli import add_doctor_command
@@ -38,6 +40,8 @@ from cluster.submit_cli import add_submit_command
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command: 0; or one sentence on standard error and 2 for bad input, 1 for a run that
     stopped itself, 130 after Ctrl-C."""
+    # Matrices here are small; BLAS would spin on every core. To be set before numpy is imported.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     given = sys.argv[1:] if arguments is None else list(arguments)
     options = _parser().parse_args(_overrides_first(given))
     try:
@@ -68,11 +72,12 @@ def _train(options: argparse.Namespace) -> int:
     if options.print_config:
         print(to_json(config))
         return 0
-    from cluster.runs import in_this_process, on_ray, run_training
-
     if options.local:
         config = _one_process(config)
+        # As a worker on Ray gets it from its environment: the same bits, and no core but its own.
+        os.environ.update(thread_environment(config.threads))
     from cluster.live import open_view
+    from cluster.runs import in_this_process, on_ray, run_training
 
     with open_view() as view:
         run_training(config, in_this_process if options.local else on_ray, view.say, view)

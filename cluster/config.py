@@ -254,6 +254,13 @@ def override_names() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in OVERRIDES.glob("*.toml")))
 
 
+def thread_environment(threads: int) -> dict[str, str]:
+    """Environment variables that pin every maths library of a process to some threads. Libraries
+    read them as they are imported, so that they have to be set before."""
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+    return dict.fromkeys(names, str(threads))
+
+
 def load(preset: str, overrides: Sequence[str] = (), files: Sequence[str] = ()) -> RunConfig:
     """Resolve a preset name or TOML path, then named or own override files, then `key=value`.
 

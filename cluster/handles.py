@@ -23,6 +23,7 @@ from cluster.config import (
     RunConfig,
     RunStopped,
     resolve_model,
+    thread_environment,
 )
 from cluster.doctor import ClusterFacts, Finding, diagnose
 from cluster.layout import PoolShape, layout
@@ -46,12 +47,6 @@ from rewards.worker import ReconstructionWorker
 
 ADMISSION = "known_answers"
 """What a reward worker that joins a run must answer before it scores anything."""
-
-
-def thread_environment(threads: int) -> dict[str, str]:
-    """Environment variables that pin every maths library of a process to some threads."""
-    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
-    return dict.fromkeys(names, str(threads))
 
 
 def connect() -> None:

@@ -93,3 +93,20 @@ def test_resolved_configuration_can_be_printed() -> None:
     result = worldr1("train", "toy", "seed=4", "--print-config")
     assert result.returncode == 0
     assert '"seed": 4' in result.stdout
+
+
+def test_local_run_pins_every_library_before_it_is_imported(tmp_path: Path) -> None:
+    """Set after numpy's import, its BLAS would not see it. The run itself ends at its folder."""
+    (tmp_path / "file").touch()
+    code = f"""
+import os, sys
+from cluster.cli import main
+assert not {{"numpy", "scipy", "torch", "cv2"}} & set(sys.modules)
+code = main(["train", "toy", "--local", "threads=3", "--run", {str(tmp_path / "file/run")!r}])
+print(code, *(os.environ[f"{{name}}_NUM_THREADS"] for name in ("OMP", "MKL", "OPENBLAS")))
+"""
+    free = {k: v for k, v in os.environ.items() if not k.endswith("_NUM_THREADS")}
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, env=free
+    )
+    assert result.stdout.splitlines()[-1] == "2 3 3 3", result.stderr
