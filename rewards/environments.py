@@ -146,7 +146,7 @@ def located(rewards: RewardConfig) -> RewardConfig:
 
 def environments_of(rewards: RewardConfig) -> dict[Family, str]:
     """Family -> environment, where one is named."""
-    named = {family: getattr(rewards, family).env for family in FAMILIES}
+    named = {family: rewards.pools[family].env for family in FAMILIES}
     return {family: str(locate(name)) for family, name in named.items() if name}
 
 
