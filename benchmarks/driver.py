@@ -21,6 +21,8 @@ from typing import Any
 import psutil
 
 from cluster.config import REPOSITORY, RunConfig, flatten
+from cluster.rows import read_rows
+from cluster.storage import RunFolder
 
 WORKERS = {
     "rollout": "RolloutWorker",
@@ -135,11 +137,7 @@ class Driver:
 
     def rows(self) -> list[dict[str, Any]]:
         """Step rows of its `metrics.jsonl`."""
-        path = Path(self.config.run) / "metrics.jsonl"
-        if not path.exists():
-            return []
-        rows = [json.loads(line) for line in path.read_text().splitlines()]
-        return [row for row in rows if row["kind"] == "step"]
+        return [row for row in read_rows(RunFolder(self.config.run)) if row["kind"] == "step"]
 
     def steps_done(self) -> int:
         """Steps in its `metrics.jsonl`: those after its checkpoint are dropped at a resume."""

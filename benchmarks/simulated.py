@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -39,6 +38,7 @@ from cluster.ledger import Ledger
 from cluster.loop import Trainer
 from cluster.metrics import MetricsLog
 from cluster.pools import Learner, Rewards, Rollouts, WorkerLost, Workers, bind
+from cluster.rows import read_rows
 from cluster.runs import start_or_resume
 from cluster.storage import RunFolder
 from learner.account import EMPTY_ACCOUNT, extend_account
@@ -331,5 +331,4 @@ def simulated_trainer(
 
 def rows(config: RunConfig) -> list[dict[str, Any]]:
     """Step rows of a run."""
-    text = (Path(config.run) / "metrics.jsonl").read_text()
-    return [row for row in map(json.loads, text.splitlines()) if row["kind"] == "step"]
+    return [row for row in read_rows(RunFolder(config.run)) if row["kind"] == "step"]

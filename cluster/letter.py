@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
-
 from cluster.config import RunStopped
+from cluster.rows import read_rows
 from cluster.storage import RunFolder
 
 
@@ -30,10 +29,7 @@ def explain(error: RunStopped, folder: RunFolder) -> None:
 
 
 def _steps_done(folder: RunFolder) -> int:
-    if not folder.exists("metrics.jsonl"):
-        return 0
-    rows = [json.loads(line) for line in folder.read_text("metrics.jsonl").splitlines()]
-    return max((row["step"] + 1 for row in rows if row["kind"] == "step"), default=0)
+    return max((row["step"] + 1 for row in read_rows(folder) if row["kind"] == "step"), default=0)
 
 
 def _durable_step(folder: RunFolder) -> int:

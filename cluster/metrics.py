@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import json
 import math
 import statistics
 import threading
@@ -18,6 +17,7 @@ from cluster.exports import BY_NAME, METRICS, Sample, samples
 from cluster.patience import missing_is_fine
 from cluster.pools import Workers
 from cluster.report.refresh import Refresher
+from cluster.rows import FILE_NAME, Row, RowsFile, read_rows
 from cluster.storage import RunFolder
 from learner.rank import StepReport
 
@@ -161,7 +161,7 @@ class MetricsLog:
         self.folder = folder
         self.steps = steps
         self.say = say
-        self._rows = _rows_before(folder, resumed_at)
+        self._rows = RowsFile(folder, _rows_before(folder, resumed_at))
         self._recent_s: list[float] = []
         self._gauges = StepGauges() if gauges else None
         self._followers, self._refresher = tuple(followers), refresher
@@ -169,7 +169,7 @@ class MetricsLog:
 
     def write(self, row: dict[str, Any]) -> None:
         """Store a row; step rows are printed as a line too."""
-        self._rows.append(json.dumps(row, sort_keys=True))
+        self._rows.add(row)
         self.flush()
         for follower in self._followers:
             with missing_is_fine("a row for the tracker", self.say):
@@ -184,7 +184,7 @@ class MetricsLog:
 
     def rows(self, kind: str) -> list[dict[str, Any]]:
         """All rows of a kind that are valid so far, ascending."""
-        return [row for row in map(json.loads, self._rows) if row["kind"] == kind]
+        return [row for row in self._rows.rows() if row["kind"] == kind]
 
     def refresh_report(self) -> None:
         """Write the run's page again if it is time."""
@@ -192,11 +192,9 @@ class MetricsLog:
             self._refresher.refresh_if_due()
 
     def flush(self) -> None:
-        """Write all rows."""
-        # Object stores cannot append; a row is about 2 KB, so a whole rewrite stays cheap, and what
-        # one of them misses is in the next.
-        with missing_is_fine("metrics.jsonl", self.say):
-            self.folder.write_text("metrics.jsonl", "".join(f"{row}\n" for row in self._rows))
+        """Write the rows that are not written; those that the store refuses are in the next."""
+        with missing_is_fine(FILE_NAME, self.say):
+            self._rows.write()
 
 
 class StepGauges:
@@ -255,14 +253,7 @@ def _spread_by_window(batch: Batch) -> dict[str, float]:
     return {start: statistics.fmean(values) for start, values in sorted(spreads.items())}
 
 
-def _rows_before(folder: RunFolder, step: int) -> list[str]:
+def _rows_before(folder: RunFolder, step: int) -> list[Row]:
     """Rows of an earlier start that stay valid when the run goes on from `step`."""
-    if not folder.exists("metrics.jsonl"):
-        return []
-    kept = []
-    for line in folder.read_text("metrics.jsonl").splitlines():
-        row = json.loads(line)
-        limit = row["step"] + 1 if row["kind"] == "step" else row["step"]
-        if limit <= step and step > 0:
-            kept.append(line)
-    return kept
+    rows = read_rows(folder) if step else []
+    return [row for row in rows if row["step"] + (row["kind"] == "step") <= step]

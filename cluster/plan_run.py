@@ -12,6 +12,7 @@ from cluster.config import ConfigError, RunConfig, from_tree
 from cluster.costs import Cost
 from cluster.layout import REWARD_POOLS
 from cluster.plan import POOLS
+from cluster.rows import read_rows
 from cluster.storage import RunFolder, absolute_url
 
 RECENT = 50
@@ -40,7 +41,7 @@ def read_run(run: str) -> tuple[RunConfig, list[dict[str, Any]]]:
     folder = RunFolder(absolute_url(run))
     try:
         config = from_tree(json.loads(folder.read_text("config.json")))
-        rows = [json.loads(line) for line in folder.read_text("metrics.jsonl").splitlines()]
+        rows = read_rows(folder)
     except FileNotFoundError as error:
         raise ConfigError(f"--from {run!r} is no folder of a run: {error}") from None
     except ValueError as error:

@@ -6,6 +6,7 @@ import json
 import os
 import uuid
 from fnmatch import fnmatch
+from pathlib import Path
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -77,6 +78,12 @@ class RunFolder:
             self.fs.mv(partial, path)
         else:
             self.fs.pipe_file(path, data)
+
+    def send(self, file: Path, name: str) -> None:
+        """Replace a whole file by a copy of a local one, without reading it into memory."""
+        path = self.path(name)
+        self.fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+        self.fs.put_file(str(file), path)
 
     def write_text(self, name: str, text: str) -> None:
         """Replace a whole file by UTF-8 text."""

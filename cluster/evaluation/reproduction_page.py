@@ -18,6 +18,7 @@ from cluster.evaluation.reproduction import VARIANTS, Goal, against, goals, seed
 from cluster.evaluation.result import ARROWS, Side, change
 from cluster.evaluation.statistics import estimate
 from cluster.report.style import PARTS, STAGES, figure, line
+from cluster.rows import read_rows
 from cluster.storage import RunFolder
 
 COLUMNS = (
@@ -148,12 +149,8 @@ def _curve(out: RunFolder, path: tuple[str, ...]) -> go.Figure:
     colors = [*PARTS.values(), *STAGES]
     for number, variant in enumerate(VARIANTS):
         for seed in variant.seeds:
-            file = f"runs/{variant.name}-seed{seed}/metrics.jsonl"
-            if not out.exists(file):
-                continue
-            rows = [json.loads(text) for text in out.read_text(file).splitlines()]
             x, y = [], []
-            for row in rows:
+            for row in read_rows(RunFolder(f"{out.url}/runs/{variant.name}-seed{seed}")):
                 value: Any = row if row["kind"] == ("ema" if row["step"] else "eval") else None
                 for key in path:
                     value = value.get(key) if isinstance(value, Mapping) else None

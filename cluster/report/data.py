@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +11,7 @@ from pydantic import ValidationError
 from cluster.artifacts import KeptGroup, load_groups
 from cluster.config import ConfigError, RunConfig
 from cluster.evaluate import EvalSample, load_evaluation, scores_file
+from cluster.rows import read_rows
 from cluster.storage import RunFolder, stored_config
 from learner.config import ScheduleConfig
 from learner.schedule import phase_of
@@ -58,8 +58,7 @@ def load_run(url: str) -> RunData:
     folder = RunFolder(url)
     config = stored_config(folder)
     try:
-        text = folder.read_text("metrics.jsonl") if folder.exists("metrics.jsonl") else ""
-        rows = [json.loads(line) for line in text.splitlines()]
+        rows = read_rows(folder)
         groups = tuple(load_groups(folder))
     except ValidationError as error:
         raise ConfigError(

@@ -213,7 +213,7 @@ def clocked_run(folder: Path, max_staleness: int) -> str:
     row = {"kind": "step", "phase": "main", "seconds": {"step": 30.0}, "stages": stages}
     lines = [json.dumps(row | {"step": step}) for step in range(3)]
     lines.append(json.dumps({"kind": "evaluation", "step": 3}))
-    (folder / "metrics.jsonl").write_text("\n".join(lines))
+    (folder / "metrics.jsonl").write_text("".join(f"{line}\n" for line in lines))
     return str(folder)
 
 

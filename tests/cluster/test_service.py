@@ -26,8 +26,8 @@ from cluster.audit import AuditReport, audit_run
 from cluster.checkpoint import CheckpointStore, RunState
 from cluster.config import RunConfig
 from cluster.recovery import AccountError
+from cluster.rows import RowsFile
 from cluster.saving import Saver
-from cluster.storage import RunFolder
 
 Build = Callable[..., RunConfig]
 FAST = Durations(0.002, 0.002, learner_s=0.004)
@@ -275,14 +275,14 @@ def test_training_pauses_at_max_unsaved_steps_while_the_store_fails(
 def test_rows_that_the_store_refuses_are_in_a_later_write(
     smallest: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write, refused = RunFolder.write_text, iter([False, False, True, True, False, False, True])
+    write, refused = RowsFile.write, iter([False, False, True, True, False, False, True])
 
-    def failing(self: RunFolder, name: str, text: str) -> None:
-        if name == "metrics.jsonl" and next(refused, False):
+    def failing(self: RowsFile) -> None:
+        if next(refused, False):
             raise OSError("503 slow down")
-        write(self, name, text)
+        write(self)
 
-    monkeypatch.setattr(RunFolder, "write_text", failing)
+    monkeypatch.setattr(RowsFile, "write", failing)
     config = smallest(*LOOP)
     _, said = run(config)
     assert sum("metrics.jsonl could not be written" in line for line in said) == 3
