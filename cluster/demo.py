@@ -129,7 +129,10 @@ def _head(cpus: int) -> Iterator[tuple[str, dict[str, str]]]:
         )
     environment["RAY_ADDRESS"] = f"{LOOPBACK}:{port}"
     try:
-        _wait_for_dashboard(address, environment, head, log)
+        # Jobs are started by the node's agent, which may come up long after the Jobs API: Ray
+        # refuses a job whose agent has not registered within ten seconds.
+        agent_health = f"http://{LOOPBACK}:{agent}/api/local_raylet_healthz"
+        _wait_for_head([f"{address}/api/jobs/", agent_health], environment, head, log)
         yield address, environment
     finally:
         _stop(head)
@@ -162,23 +165,26 @@ def _head_environment(folder: Path) -> dict[str, str]:
     }
 
 
-def _wait_for_dashboard(
-    address: str, environment: dict[str, str], head: subprocess.Popen[bytes], log: Path
+def _wait_for_head(
+    addresses: Sequence[str], environment: dict[str, str], head: subprocess.Popen[bytes], log: Path
 ) -> None:
-    """Wait until the Jobs API answers; ConfigError with the head's own words when it does not."""
+    """Wait until each address answers; ConfigError with the head's own words when one does not."""
     token = Path(environment["RAY_AUTH_TOKEN_PATH"]).read_text()
-    request = urllib.request.Request(
-        f"{address}/api/jobs/", headers={"Authorization": f"Bearer {token}"}
-    )
     deadline = time.monotonic() + HEAD_TIMEOUT_S
-    while time.monotonic() < deadline and head.poll() is None:
+    missing = list(addresses)
+    while missing and time.monotonic() < deadline and head.poll() is None:
+        request = urllib.request.Request(missing[0], headers={"Authorization": f"Bearer {token}"})
         try:
             with urllib.request.urlopen(request, timeout=5):
-                return
+                missing.pop(0)
         except (urllib.error.URLError, OSError):
             time.sleep(0.3)
-    tail = " | ".join(log.read_text(errors="replace").splitlines()[-5:])
-    raise ConfigError(f"the local Ray head did not come up within {HEAD_TIMEOUT_S} s: {tail}")
+    if missing:
+        tail = " | ".join(log.read_text(errors="replace").splitlines()[-5:])
+        raise ConfigError(
+            f"the local Ray head did not come up within {HEAD_TIMEOUT_S} s: "
+            f"no answer from {missing[0]}: {tail}"
+        )
 
 
 def _stop(head: subprocess.Popen[bytes]) -> None:

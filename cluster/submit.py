@@ -18,6 +18,8 @@ from cluster.config import ConfigError
 from cluster.job_file import JobFile
 
 POLL_S = 1.0
+AGENT_TIMEOUT_S = 120.0
+"""Bound of the wait for the agent that starts jobs: it comes up after the Jobs API."""
 LONGEST_WAIT_S = 600.0
 """Bound of the time before a failed job is started again."""
 BAD_INPUT = 2
@@ -37,7 +39,7 @@ def submit_job(
     client = connect(address)
     wait_s, code = first_wait_s, 0
     for attempt in range(job.retries + 1):
-        submission = _submit(client, job, attempt)
+        submission = _submit(client, job, attempt, say)
         say(f"submitted {submission} to {address}: {job.entrypoint}")
         if not follow:
             say(f"follow it: ray job logs --address {address} --follow {submission}")
@@ -70,24 +72,31 @@ def connect(address: str) -> JobSubmissionClient:
     raise ConfigError(f"--address {address!r} cannot be used: {reason}")
 
 
-def _submit(client: JobSubmissionClient, job: JobFile, attempt: int) -> str:
+def _submit(
+    client: JobSubmissionClient, job: JobFile, attempt: int, say: Callable[[str], None]
+) -> str:
     """A retry gets an id of its own: Ray takes each only once."""
     suffix = f"-{attempt}" if attempt else ""
-    try:
-        return str(
-            client.submit_job(
-                entrypoint=job.entrypoint,
-                runtime_env=job.runtime_env,
-                metadata=job.metadata,
-                submission_id=f"{job.job_id}{suffix}" if job.job_id else None,
-                entrypoint_num_cpus=job.cpus,
-                entrypoint_num_gpus=job.gpus,
-                entrypoint_resources=job.resources,
+    deadline = time.monotonic() + AGENT_TIMEOUT_S
+    while True:
+        try:
+            return str(
+                client.submit_job(
+                    entrypoint=job.entrypoint,
+                    runtime_env=job.runtime_env,
+                    metadata=job.metadata,
+                    submission_id=f"{job.job_id}{suffix}" if job.job_id else None,
+                    entrypoint_num_cpus=job.cpus,
+                    entrypoint_num_gpus=job.gpus,
+                    entrypoint_resources=job.resources,
+                )
             )
-        )
-    except (RuntimeError, ValueError, TypeError) as error:
-        reason = " ".join(str(error).split())[-300:]
-        raise ConfigError(f"the job was not accepted: {reason}") from None
+        except (RuntimeError, ValueError, TypeError) as error:
+            if "No available agent" not in str(error) or time.monotonic() > deadline:
+                reason = " ".join(str(error).split())[-300:]
+                raise ConfigError(f"the job was not accepted: {reason}") from None
+            say("the cluster has no agent yet to start jobs; trying again")
+            time.sleep(POLL_S)
 
 
 def follow_job(client: JobSubmissionClient, submission: str, say: Callable[[str], None]) -> int:

@@ -38,18 +38,22 @@ def test_ended_demo_leaves_no_process_and_no_folder(end: signal.Signals, tmp_pat
         [sys.executable, "-m", "cluster.cli", "demo", *SMALLEST, "--run", str(tmp_path / "run")],
         cwd=REPOSITORY,
         stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,  # Ctrl-C reaches the whole foreground group
         # Background jobs of a shell ignore Ctrl-C, and so would their children.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert demo.stdout is not None
-    token = ""
+    token, said = "", ""
     for line in demo.stdout:
+        said += line
         if "(token in " in line:
             token = line.split("(token in ")[1].rstrip(")\n")
         if "workers are up" in line:
             break
+    else:
+        pytest.fail(f"the demo ended with {demo.wait()} before its workers were up:\n{said}")
     assert Path(token).exists()
     assert len(processes_with(token)) >= 5  # the head's services, the job's driver, its actors
     if end is signal.SIGINT:
