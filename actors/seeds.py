@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 
 def keyed_seed(*key: int | str) -> int:
@@ -21,4 +23,6 @@ def keyed_seed(*key: int | str) -> int:
 
 def keyed_generator(*key: int | str) -> torch.Generator:
     """A CPU generator at `keyed_seed(*key)`; on the CPU, so that a GPU draws the same noise."""
+    import torch  # seconds that programs which only need seeds do not spend
+
     return torch.Generator("cpu").manual_seed(keyed_seed(*key))

@@ -23,7 +23,8 @@ from typing import Any
 from actors.trajectory import RolloutRequest
 from benchmarks.results import Result, machine, write
 from cluster.config import RunConfig, for_one_process, load
-from cluster.evaluate import Evaluator, load_evaluation, paired_gains
+from cluster.evaluate import Evaluator
+from cluster.held_out import load_evaluation, paired_gains
 from cluster.local import local_workers
 from cluster.metrics import MetricsLog
 from cluster.pools import Ref, SampleScores, Workers

@@ -23,14 +23,8 @@ from scipy.stats import ttest_1samp
 from actors.seeds import keyed_generator
 from benchmarks.results import Result, machine, write
 from cluster.config import RunConfig, for_one_process, load
-from cluster.evaluate import (
-    EvalSample,
-    Evaluator,
-    Gain,
-    gains_table,
-    load_evaluation,
-    paired_gains,
-)
+from cluster.evaluate import Evaluator
+from cluster.held_out import EvalSample, Gain, gains_table, load_evaluation, paired_gains
 from cluster.metrics import MetricsLog
 from cluster.pools import Ref, Rewards, SampleScores, Workers
 from cluster.runs import in_this_process, run_training

@@ -1,9 +1,5 @@
 """What is kept of some groups for people to look at: videos, reconstructions, scores, advantages.
 
-    RUN/artifacts/step_000012/group_000034.json      `KeptGroup`; written after everything it names
-    RUN/artifacts/step_000012/group_000034/*         videos, re-renderings, depth, cameras as mp4;
-                                                     meta-views as PNG; Gaussians as .ply
-
 Which groups are kept is decided before they are sampled, but for the best and the worst sample of a
 step, which are reconstructed once more. Nothing that trains is computed from what is kept: a run
 has the same bits whatever the policy (`tests/cluster/test_report_data.py`).
@@ -15,14 +11,13 @@ import asyncio
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import BaseModel, ConfigDict
 
 from cluster.collect import Batch, GroupRecord
+from cluster.kept import Extreme, KeptGroup, KeptMember, step_folder
 from cluster.pictures import camera_overlay, depth_video, even_sides
 from cluster.pools import Pool, Rewards, SampleScores
 from cluster.storage import RunFolder
@@ -34,71 +29,6 @@ from rewards.config import ArtifactsConfig
 from rewards.worker import Artifacts
 
 U8 = NDArray[np.uint8]
-Extreme = Literal["best", "worst"]
-
-ARTIFACTS = "artifacts"
-Poses = list[list[list[float]]]
-"""Camera-to-world matrices [F, 4, 4] relative to the first camera, as JSON."""
-
-
-class KeptMember(BaseModel):
-    """One sample of a kept group. File names are relative to the step's folder."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    member: int
-    """Place in the group."""
-    video: str
-    """mp4 of the sample."""
-    rerender: str | None
-    """mp4 of the Gaussians seen by the estimated cameras; None where nothing was reconstructed."""
-    meta_view: str | None
-    """PNG of the unseen view that was judged."""
-    depth: str | None = None
-    """mp4 of the Gaussians' depth in colours: near red, far blue."""
-    overlay: str | None = None
-    """mp4 of the sample with a map of requested and estimated cameras."""
-    splats: str | None = None
-    """.ply of the Gaussians, which the common viewers of Gaussian splats open."""
-    digits: tuple[float, ...] = ()
-    """The judge's probabilities of the digits 0-9."""
-    extreme: Extreme | None = None
-    """Whether it had the largest or the smallest reward of its step."""
-    reward: float | None
-    """Total, or None where a scorer failed."""
-    advantage: float | None
-    """What the learner trained on; None for a member that did not train."""
-    parts: dict[str, float]
-    """Reward parts."""
-    raw: dict[str, float]
-    """Measurements behind them."""
-    notes: tuple[str, ...]
-    """Rules that decided a score by definition, and failures of scorers."""
-    recovered_c2w: Poses | None
-    """Estimated path of `KeptGroup.requested_c2w`'s frames, in the request's unit of length."""
-
-
-class KeptGroup(BaseModel):
-    """A group as the report shows it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    step: int
-    """Optimizer step that trained on it."""
-    phase: Phase
-    """Phase of that step."""
-    group: int
-    """Serial number."""
-    prompt_id: str
-    """Which prompt."""
-    prompt: str
-    """Its text."""
-    window_start: int
-    """First stochastic step."""
-    requested_c2w: Poses | None
-    """Requested path in scene depths; None where the prompt names no motion, or nobody measured."""
-    members: tuple[KeptMember, ...]
-    """All samples, by place."""
 
 
 def groups_to_keep(config: ArtifactsConfig, step: int, steps: int, schedule: ScheduleConfig) -> int:
@@ -117,11 +47,6 @@ def _main_step_before(step: int, schedule: ScheduleConfig) -> int:
     """`step` or the nearest main step before it; 0 where there is none."""
     beyond = step % (schedule.main_steps + schedule.dynamic_steps) - schedule.main_steps
     return step if beyond < 0 else max(step - beyond - 1, 0)
-
-
-def step_folder(step: int) -> str:
-    """Folder of a step's kept groups, relative to the run."""
-    return f"{ARTIFACTS}/step_{step:06d}"
 
 
 async def keep_groups(
@@ -172,12 +97,6 @@ async def _extremes(
             shown = await rewards.artifacts(video, record.request.prompt)
             record.scores[member] = replace(scores, artifacts=shown)
     return {best: "best", worst: "worst"}
-
-
-def load_groups(folder: RunFolder) -> list[KeptGroup]:
-    """Every kept group of a run, by (step, serial number)."""
-    names = folder.find(ARTIFACTS, "group_*.json")
-    return [KeptGroup.model_validate_json(folder.read_bytes(name)) for name in sorted(names)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -128,3 +128,10 @@ class Meter:
 def bottleneck(clocks: Mapping[str, StageClock]) -> str:
     """The stage whose workers are busy for the largest share of the time; the first at a tie."""
     return max(clocks, key=lambda name: clocks[name].busy_share, default="")
+
+
+def format_seconds(seconds: float) -> str:
+    """1:02:03 or 2:03."""
+    whole = int(seconds)
+    hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

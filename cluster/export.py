@@ -18,7 +18,7 @@ import jinja2
 
 from actors.trajectory import weights_checksum
 from cluster.config import ConfigError, RunConfig, resolve_model
-from cluster.evaluate import Gain, load_evaluation, paired_gains
+from cluster.held_out import Gain, load_evaluation, paired_gains
 from cluster.storage import SAMPLES, RunFolder, has_evaluation, scores_file
 from cluster.weights import ADAPTER, TRAINING, TrainedWeights, load_weights
 from prompts.dataset import load_prompts

@@ -20,8 +20,8 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from cluster.clocks import Meter
-from cluster.metrics import SHOWN_PARTS, format_seconds
+from cluster.clocks import Meter, format_seconds
+from cluster.metrics import SHOWN_PARTS
 
 BARS = "▁▂▃▄▅▆▇█"
 HISTORY = 32

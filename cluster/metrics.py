@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Protocol
 
-from cluster.clocks import Meter, StageClock, bottleneck
+from cluster.clocks import Meter, StageClock, bottleneck, format_seconds
 from cluster.collect import Batch
 from cluster.exports import BY_NAME, METRICS, Sample, samples
 from cluster.patience import missing_is_fine
@@ -125,13 +125,6 @@ def step_line(row: Mapping[str, Any], steps: int, eta_s: float) -> str:
         f"grad {row['grad_norm']:.2e} | {seconds['step']:.1f} s ({clock}) | "
         f"ETA {format_seconds(eta_s)}" + ("" if not notes else " | " + ", ".join(notes))
     )
-
-
-def format_seconds(seconds: float) -> str:
-    """1:02:03 or 2:03."""
-    whole = int(seconds)
-    hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 class Follower(Protocol):

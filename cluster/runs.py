@@ -141,7 +141,7 @@ def run_training(
             raise
         finally:
             tracker.close()
-            page = reporter.write()
+            page = asyncio.run(reporter.write())
             if page:
                 say(f"report: {page}")
     if state.step < config.steps:
@@ -184,7 +184,7 @@ def show_result(folder: RunFolder, step: int, say: Callable[[str], None]) -> Non
     """
     if not step or not has_evaluation(folder, 0) or not has_evaluation(folder, step):
         return
-    from cluster.evaluate import gains_table, load_evaluation, paired_gains
+    from cluster.held_out import gains_table, load_evaluation, paired_gains
     from cluster.report.sheet import write_sheet
 
     before, after = load_evaluation(folder, 0), load_evaluation(folder, step)

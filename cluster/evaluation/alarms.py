@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from cluster.evaluate import EvalSample
 from cluster.evaluation.statistics import Difference, difference
+from cluster.held_out import EvalSample
 
 AlarmKind = Literal["parted", "motion", "sharpness"]
 

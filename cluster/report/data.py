@@ -8,11 +8,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from cluster.artifacts import KeptGroup, load_groups
 from cluster.config import ConfigError, RunConfig
-from cluster.evaluate import EvalSample, load_evaluation, scores_file
+from cluster.held_out import EvalSample, load_evaluation
+from cluster.kept import KeptGroup, load_groups
 from cluster.rows import read_rows
-from cluster.storage import RunFolder, stored_config
+from cluster.storage import RunFolder, scores_file, stored_config
 from learner.config import ScheduleConfig
 from learner.schedule import phase_of
 

@@ -18,10 +18,10 @@ from typing import Any
 import jinja2
 import plotly.offline
 
-from cluster.artifacts import ARTIFACTS, step_folder
+from cluster.clocks import format_seconds
 from cluster.config import flatten
-from cluster.evaluate import EvalSample, Gain, paired_gains, video_file
-from cluster.metrics import format_seconds
+from cluster.held_out import EvalSample, Gain, paired_gains, video_file
+from cluster.kept import ARTIFACTS, step_folder
 from cluster.report.data import RunData, load_run
 from cluster.report.figures import clock_plots, guard_plots, policy_plots, reward_plots
 from cluster.report.gold import alarm_texts, gold_plot

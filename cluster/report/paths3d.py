@@ -6,7 +6,7 @@ import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 
-from cluster.artifacts import KeptGroup
+from cluster.kept import KeptGroup
 from cluster.report.style import INK, MUTED, figure
 
 F64 = NDArray[np.float64]

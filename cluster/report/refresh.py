@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import sys
 import time
 from collections.abc import Callable
 
+from cluster.config import REPOSITORY
+
 
 class Refresher:
-    """Rewrites the page in a thread; what goes wrong there is said and stops nothing."""
+    """Rewrites the page in a process of its own, so that its memory is not the run's; what goes
+    wrong there is said and stops nothing."""
 
     def __init__(self, url: str, every_s: float, say: Callable[[str], None]) -> None:
         """`every_s` is the least time between two refreshes; 0 writes the page at the end only."""
@@ -22,20 +27,40 @@ class Refresher:
         if not self.every_s or busy or time.monotonic() - self._last_s < self.every_s:
             return
         self._last_s = time.monotonic()
-        self._task = asyncio.create_task(asyncio.to_thread(self.write))
+        self._task = asyncio.create_task(self.write())
 
     async def settle(self) -> None:
         """Wait for a refresh that is under way."""
         if self._task is not None:
             await self._task
 
-    def write(self) -> str | None:
-        """Write the page; its place, or None after saying why not."""
+    async def write(self) -> str | None:
+        """Write the page by `worldr1 report`; its place, or None after saying why not. Cancelled,
+        it ends the process."""
         try:
-            from cluster.report.page import write_report
-
-            return write_report(self.url)
-        except Exception as error:  # a picture of the training must never end the training
-            reason = str(error).splitlines()[0] if str(error) else "no reason given"
-            self.say(f"the report was not written ({type(error).__name__}: {reason})")
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "cluster.cli",
+                "report",
+                self.url,
+                cwd=REPOSITORY,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+                start_new_session=True,  # Ctrl-C is for the run
+            )
+        except OSError as error:  # a picture of the training must never end the training
+            self.say(f"the report was not written ({error})")
             return None
+        try:
+            place, words = await process.communicate()
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+        if process.returncode:
+            last = words.decode(errors="replace").strip().splitlines()[-1:]
+            reason = last[0] if last else f"exit code {process.returncode}"
+            self.say(f"the report was not written ({reason.removeprefix('worldr1: ')})")
+            return None
+        return place.decode().strip()

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cluster.evaluate import EvalSample, load_evaluation, video_file
+from cluster.held_out import EvalSample, load_evaluation, video_file
 from cluster.storage import RunFolder
 from cluster.strips import U8, blank, caption, sheet_png, strip
 from cluster.video import decode_mp4

@@ -117,19 +117,26 @@ def band(
 
 
 def mark_phases(plot: go.Figure, spans: Sequence[tuple[float, float]]) -> None:
-    """Shade the dynamic phases; the first one is labelled where the word fits."""
-    for number, (first, last) in enumerate(spans):
-        plot.add_vrect(x0=first, x1=last, fillcolor=DYNAMIC, line_width=0, layer="below")
-        if not number and last - first > 0.06 * spans[-1][1]:
-            plot.add_annotation(
-                x=(first + last) / 2,
-                y=1,
-                yref="paper",
-                yanchor="top",
-                text="dynamic",
-                showarrow=False,
-                font={"size": 10, "color": PARTS["gen"]},
-            )
+    """Shade the dynamic phases of every panel; the first is labelled where the word fits."""
+    # One shade for each x axis: a second y axis lies over the first.
+    axes = {trace.xaxis or "x": trace.yaxis or "y" for trace in reversed(plot.data)}
+    shade = {"type": "rect", "y0": 0, "y1": 1, "fillcolor": DYNAMIC, "line_width": 0}
+    # All at once: plotly copies what a figure has for each shape that is added to it.
+    plot.layout.shapes += tuple(
+        go.layout.Shape(x0=first, x1=last, xref=x, yref=f"{y} domain", layer="below", **shade)
+        for first, last in spans
+        for x, y in axes.items()
+    )
+    if spans and spans[0][1] - spans[0][0] > 0.06 * spans[-1][1]:
+        plot.add_annotation(
+            x=sum(spans[0]) / 2,
+            y=1,
+            yref="paper",
+            yanchor="top",
+            text="dynamic",
+            showarrow=False,
+            font={"size": 10, "color": PARTS["gen"]},
+        )
 
 
 def pieces(

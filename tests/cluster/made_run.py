@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from cluster.artifacts import KeptGroup, KeptMember, step_folder
 from cluster.config import RunConfig, to_json
-from cluster.evaluate import EvalSample, video_file
+from cluster.held_out import EvalSample, video_file
+from cluster.kept import KeptGroup, KeptMember, step_folder
 from cluster.storage import RunFolder, scores_file
 from cluster.video import encode_mp4
 from learner.schedule import phase_of

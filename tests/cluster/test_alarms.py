@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from cluster.evaluate import EvalSample, proxy
+from cluster.evaluate import proxy
 from cluster.evaluation.alarms import find_alarms
+from cluster.held_out import EvalSample
 
 
 def samples(**raw: float) -> list[EvalSample]:

@@ -11,13 +11,7 @@ import pytest
 from PIL import Image
 
 from cluster.config import ConfigError
-from cluster.evaluate import (
-    EvalSample,
-    bootstrap_lower,
-    gains_table,
-    load_evaluation,
-    paired_gains,
-)
+from cluster.held_out import EvalSample, bootstrap_lower, gains_table, load_evaluation, paired_gains
 from cluster.report.sheet import SHEET_NAME, write_sheet
 from cluster.storage import RunFolder
 from cluster.video import decode_mp4, encode_mp4

@@ -7,6 +7,8 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import plotly.graph_objects as go
+import psutil
 import pytest
 
 from cluster.cli import main
@@ -15,7 +17,7 @@ from cluster.report.data import MAX_POINTS, dynamic_spans, load_run, series
 from cluster.report.gold import gold_plot
 from cluster.report.page import write_report
 from cluster.report.refresh import Refresher
-from cluster.report.style import joined, pieces, smoothed
+from cluster.report.style import joined, mark_phases, pieces, smoothed
 from learner.config import ScheduleConfig
 from tests.cluster.made_run import make_run
 
@@ -56,8 +58,9 @@ def test_report_is_refreshed_when_it_is_due_and_never_stops_a_run(
         await refresher.settle()
 
     asyncio.run(refresh(0.01))
-    assert len(said) == 1
-    assert "the report was not written" in said[0]
+    assert said == [
+        f"the report was not written (RUN = {config.run!r} is not a run: it has no config.json)"
+    ]
     folder = make_run(config, steps=2, groups=1, evals=(0,))
     asyncio.run(refresh(3600.0))
     asyncio.run(refresh(0.0))
@@ -65,6 +68,46 @@ def test_report_is_refreshed_when_it_is_due_and_never_stops_a_run(
     asyncio.run(refresh(0.01))
     assert "2 / 4" in folder.read_text("report/index.html")
     assert len(said) == 1
+
+
+def test_run_that_ends_during_a_refresh_leaves_no_process(
+    smallest: Callable[..., RunConfig],
+) -> None:
+    config = smallest("steps=4")
+    folder = make_run(config, steps=2, groups=1, evals=(0,))
+    started: list[psutil.Process] = []
+
+    async def leave() -> None:
+        refresher = Refresher(config.run, 0.001, lambda _: None)
+        await asyncio.sleep(0.01)
+        refresher.refresh_if_due()
+        while not started:
+            await asyncio.sleep(0.01)
+            started.extend(psutil.Process().children())
+
+    asyncio.run(leave())
+    assert len(started) == 1
+    assert not started[0].is_running()
+    assert not folder.exists("report/index.html")
+
+
+def test_phases_are_shaded_once_in_every_panel() -> None:
+    plot = go.Figure(
+        [
+            go.Scatter(x=[0, 9], y=[0, 1]),
+            go.Scatter(x=[0, 9], y=[0, 1], yaxis="y2"),
+            go.Scatter(x=[0, 9], y=[0, 1], xaxis="x2", yaxis="y3"),
+        ]
+    )
+    mark_phases(plot, [(1.5, 3.5), (6.5, 8.5)])
+    assert [(s.x0, s.x1, s.xref, s.yref, s.layer) for s in plot.layout.shapes] == [
+        (1.5, 3.5, "x2", "y3 domain", "below"),
+        (1.5, 3.5, "x", "y domain", "below"),
+        (6.5, 8.5, "x2", "y3 domain", "below"),
+        (6.5, 8.5, "x", "y domain", "below"),
+    ]
+    (label,) = plot.layout.annotations
+    assert (label.x, label.text) == (2.5, "dynamic")
 
 
 def test_second_report_copies_only_what_is_missing(smallest: Callable[..., RunConfig]) -> None:

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cluster.artifacts import KeptGroup, groups_to_keep, load_groups
+from cluster.artifacts import groups_to_keep
 from cluster.config import RunConfig
+from cluster.kept import KeptGroup, load_groups
 from cluster.report.data import load_run
 from cluster.report.figures import clock_plots
 from cluster.runs import in_this_process, run_training
