@@ -11,12 +11,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cluster.config import PRESETS, REPOSITORY, ConfigError, load
-from cluster.evaluation.reproduction import OVERRIDES, SETTINGS, VARIANTS, Variant
+from cluster.config import OVERRIDES, REPOSITORY, ConfigError, load
+from cluster.evaluation.reproduction import SETTINGS, VARIANTS, Variant
 from cluster.evaluation.result import Side, from_json
 from cluster.evaluation.run import Request, evaluate
 from cluster.evaluation.sources import Source, find_source
@@ -40,10 +41,10 @@ class Plan:
 
     def arguments(self, variant: Variant, seed: int, run: str) -> list[str]:
         """Arguments of `worldr1 train` for one run."""
-        files = [] if variant.file is None else ["--config", str(_file(variant))]
+        files = [arg for file in settings_files(variant) for arg in ("--config", file)]
         quarter = max(self.steps // 4, 1)
         keys = [f"steps={self.steps}", f"seed={seed}", "eval.prompts=8", f"eval.every={quarter}"]
-        keys += [*SETTINGS, *self.overrides, *variant.overrides, f"run={run}"]
+        keys += [*self.overrides, *variant.overrides, f"run={run}"]
         return ["train", PRESET, *keys, *files]
 
 
@@ -84,7 +85,13 @@ class Reproduction:
     def __init__(self, plan: Plan, out: RunFolder, say: Callable[[str], None]) -> None:
         """ConfigError where another plan's figures lie in `out`."""
         self.plan, self.out, self.say = plan, out, say
-        mine = {"steps": plan.steps, "pairs": plan.pairs, "overrides": list(plan.overrides)}
+        settings = tomllib.loads((OVERRIDES / SETTINGS).read_text())
+        mine = {
+            "steps": plan.steps,
+            "pairs": plan.pairs,
+            "overrides": list(plan.overrides),
+            "settings": settings,
+        }
         if out.exists("plan.json"):
             theirs = json.loads(out.read_text("plan.json"))
             if theirs != mine:
@@ -118,7 +125,7 @@ class Reproduction:
             if code:
                 self.say(f"{job.name}: training ended with exit code {code}")
                 return False
-            files = [] if job.variant.file is None else [str(_file(job.variant))]
+            files = settings_files(job.variant)
             self._evaluate(job.name, find_source(url, True), job.variant.overrides, files)
         return True
 
@@ -160,6 +167,7 @@ class Reproduction:
         evaluate(request, RunFolder(f"{self.out.url}/evaluations/{name}"), self.say)
 
 
-def _file(variant: Variant) -> Path:
-    assert variant.file is not None
-    return PRESETS / OVERRIDES.rpartition("/")[2] / variant.file
+def settings_files(variant: Variant) -> list[str]:
+    """Paths of the override files of a run, in the order in which they apply."""
+    names = [SETTINGS] if variant.file is None else [SETTINGS, variant.file]
+    return [str(OVERRIDES / name) for name in names]

@@ -10,12 +10,9 @@ import numpy as np
 from cluster.evaluation.result import Side
 from cluster.evaluation.statistics import Difference, difference, interval
 
-OVERRIDES = "presets/overrides"
-"""Folder of the ablations' files, in the package."""
 SEEDS = (0, 1, 2)
-SETTINGS = ("learner.ema_decay=0.9", "eval.ema=true")
-"""Settings of every run besides its variant: a run of some dozens of steps needs an average that
-forgets in ten."""
+SETTINGS = "reproduction.toml"
+"""File in `cluster.config.OVERRIDES` with the settings of every run; a variant's come after it."""
 GAP_GOAL, MAX_FALL = 0.40, 0.05
 GUARDS = ("motion", "sharpness", "content")
 CAMERA = ("rot_err", "trans_err_rel", "cam_mc_rel", "second.rot_err", "second.cam_mc_rel")
@@ -29,7 +26,7 @@ class Variant:
     title: str
     seeds: tuple[int, ...]
     file: str | None = None
-    """Override file in `OVERRIDES`."""
+    """Override file in `cluster.config.OVERRIDES`."""
     overrides: tuple[str, ...] = ()
     """`key=value` where no file serves every preset."""
 

@@ -7,14 +7,13 @@ from pathlib import Path
 
 import pytest
 
-import cluster
 from benchmarks import gap
 from cluster.cli import main
 from cluster.config import flatten, load
 from cluster.evaluation.measure import ClipFigures
 from cluster.evaluation.paper import ABLATIONS
-from cluster.evaluation.reproduce import Plan, jobs
-from cluster.evaluation.reproduction import OVERRIDES, VARIANTS, gap_closed, goals, seed_mean
+from cluster.evaluation.reproduce import Plan, jobs, settings_files
+from cluster.evaluation.reproduction import VARIANTS, gap_closed, goals, seed_mean
 from cluster.evaluation.result import Side
 
 
@@ -28,12 +27,10 @@ def side(**figures: float) -> Side:
 
 
 def test_every_variant_loads_and_changes_what_it_says() -> None:
-    plain = flatten(load("toy"))
-    folder = Path(cluster.__path__[0]) / OVERRIDES
+    plain = flatten(load("toy", (), ["reproduction"]))
     changed = {}
     for variant in VARIANTS:
-        files = [] if variant.file is None else [str(folder / variant.file)]
-        keys = flatten(load("toy", variant.overrides, files))
+        keys = flatten(load("toy", variant.overrides, settings_files(variant)))
         changed[variant.name] = {key for key, value in keys.items() if value != plain[key]}
     assert changed.pop("full") == set()
     assert changed["no_s_traj"] == {"rewards.weights.traj"}
@@ -104,8 +101,9 @@ def test_first_seeds_come_first() -> None:
     )
     assert arguments[:2] == ["train", "toy"]
     assert "rollout.workers=1" in arguments
-    assert arguments[-2] == "--config"
-    assert arguments[-1].endswith("no_s_traj.toml")
+    assert arguments[-4::2] == ["--config", "--config"]
+    assert arguments[-3].endswith("/reproduction.toml")
+    assert arguments[-1].endswith("/no_s_traj.toml")
 
 
 TINY = (
