@@ -10,7 +10,9 @@ falls. Alarms stop nothing: a person decides.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+import itertools
+from collections import deque
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from cluster.metrics import MetricsLog
@@ -39,21 +41,21 @@ class Examination:
             return
         with contextlib.suppress(WorkerLost):  # the pool mends itself; the next one will be held
             rows: Rows = await self.pool.call("examine")
-            before = self.metrics.rows("examiner")
-            found = [*faults(rows), *(drift(before[0]["scores"], rows) if before else [])]
+            first = next(self.metrics.rows("examiner"), None)
+            found = [*faults(rows), *(drift(first["scores"], rows) if first else [])]
             found += hacking(self.metrics.rows("step"))
             self.metrics.write({"kind": "examiner", "step": step, "scores": rows, "alarms": found})
             for alarm in found:
                 self.metrics.say(f"examiner: {alarm}")
 
 
-def hacking(steps: Sequence[Row]) -> list[str]:
-    """Alarms from a run's step rows: S_recon above its start while a watched measurement fell."""
-    main = [row for row in steps if "recon" in row["parts"]]
-    if len(main) < 2 * WINDOW:
-        return []
-    first, last = main[:WINDOW], main[-WINDOW:]
-    if not _mean(last, "parts", "recon") > _mean(first, "parts", "recon"):
+def hacking(steps: Iterable[Row]) -> list[str]:
+    """Alarms from a run's step rows, ascending: S_recon above its start while a watched measurement
+    fell. Of a long run only both ends are held."""
+    main = (row for row in steps if "recon" in row["parts"])
+    first = list(itertools.islice(main, WINDOW))
+    last = deque(main, maxlen=WINDOW)
+    if len(last) < WINDOW or not _mean(last, "parts", "recon") > _mean(first, "parts", "recon"):
         return []
     found = []
     for name, share in WATCHED.items():
@@ -67,5 +69,5 @@ def hacking(steps: Sequence[Row]) -> list[str]:
     return found
 
 
-def _mean(rows: Sequence[Row], table: str, name: str) -> float:
+def _mean(rows: Collection[Row], table: str, name: str) -> float:
     return sum(float(row[table][name]["mean"]) for row in rows) / len(rows)

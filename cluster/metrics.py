@@ -7,7 +7,7 @@ import math
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Protocol
 
@@ -175,9 +175,10 @@ class MetricsLog:
         eta_s = statistics.fmean(self._recent_s) * (self.steps - row["step"] - 1)
         self.say(step_line(row, self.steps, eta_s))
 
-    def rows(self, kind: str) -> list[dict[str, Any]]:
-        """All rows of a kind that are valid so far, ascending."""
-        return [row for row in self._rows.rows() if row["kind"] == kind]
+    def rows(self, kind: str) -> Iterator[Row]:
+        """All rows of a kind that are valid so far, ascending, read one by one: a long run has more
+        than memory should hold."""
+        return (row for row in self._rows.rows() if row["kind"] == kind)
 
     def refresh_report(self) -> None:
         """Write the run's page again if it is time."""

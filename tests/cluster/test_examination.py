@@ -41,7 +41,7 @@ def test_it_examines_every_so_often_and_says_its_alarms(tmp_path: Path) -> None:
     examination = Examination(10, pool, metrics)
     for step in range(31):
         asyncio.run(examination.examine_if_due(step))
-    rows = metrics.rows("examiner")
+    rows = list(metrics.rows("examiner"))
     assert [row["step"] for row in rows] == [10, 20, 30]
     assert rows[0]["alarms"] == rows[1]["alarms"] == []
     assert rows[2]["scores"] == BLIND
@@ -60,7 +60,7 @@ def test_zero_never_examines(tmp_path: Path) -> None:
     for step in range(5):
         asyncio.run(examination.examine_if_due(step))
     assert said == []
-    assert metrics.rows("examiner") == []
+    assert list(metrics.rows("examiner")) == []
 
 
 def steps(recon: tuple[float, float], **raw: tuple[float, float]) -> list[dict[str, Any]]:
