@@ -292,7 +292,7 @@ def test_an_override_changes_its_own_keys_alone(name: str) -> None:
 
 
 def test_every_override_is_known_and_a_wrong_name_is_one_sentence() -> None:
-    assert set(override_names()) == {*ABLATIONS, "release"}
+    assert set(override_names()) == {*ABLATIONS, "release", "reproduction"}
     release = load("small", files=["release"])
     assert (release.rollout.sampling_steps, release.learner.clip_range) == (50, 1e-3)
     with pytest.raises(ConfigError, match="--config = 'no_meta' is unknown; allowed are no_3d"):

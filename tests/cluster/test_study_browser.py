@@ -33,23 +33,27 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, StudyKey]:
     return folder / "study", write_study(a, b, folder / "study", pairs=30, seed=0)
 
 
-BRIGHTNESS = """id => {
-    const video = document.getElementById(id), canvas = document.createElement("canvas");
-    const context = canvas.getContext("2d");
-    context.drawImage(video, 0, 0, 1, 1);
-    return context.getImageData(0, 0, 1, 1).data[0];
+LEVELS = """() => {
+    const levels = {};
+    for (const id of ["left", "right"]) {
+        const video = document.getElementById(id), canvas = document.createElement("canvas");
+        if (video.readyState !== 4 || !(video.currentTime > 0)) return null;
+        const context = canvas.getContext("2d");
+        context.drawImage(video, 0, 0, 1, 1);
+        const [red, , , alpha] = context.getImageData(0, 0, 1, 1).data;
+        if (alpha !== 255) return null;
+        levels[id] = red;
+    }
+    return levels;
 }"""
+"""Of both playing videos; null while one has no frame to draw, as at the seam of its loop."""
 
 
 def bright_side(page: Page) -> str:
     """Where B's video plays, by its pixels."""
-    page.wait_for_function(
-        "['left', 'right'].every(id => document.getElementById(id).readyState === 4"
-        " && document.getElementById(id).currentTime > 0)"
-    )
-    levels = {side: page.evaluate(BRIGHTNESS, side) for side in ("left", "right")}
+    levels = page.wait_for_function(LEVELS).json_value()
     assert abs(levels["left"] - levels["right"]) > 80, levels
-    return max(levels, key=lambda side: levels[side])
+    return str(max(levels, key=lambda side: levels[side]))
 
 
 def answer(page: Page, name: str, side: str) -> None:
