@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import psutil
 import pytest
 
 from cluster.cli import main
-from cluster.config import ConfigError, RunConfig
+from cluster.config import REPOSITORY, ConfigError, RunConfig
 from cluster.report.data import MAX_POINTS, dynamic_spans, load_run, series
 from cluster.report.gold import gold_plot
 from cluster.report.page import write_report
@@ -68,6 +70,17 @@ def test_report_is_refreshed_when_it_is_due_and_never_stops_a_run(
     asyncio.run(refresh(0.01))
     assert "2 / 4" in folder.read_text("report/index.html")
     assert len(said) == 1
+
+
+def test_page_is_made_without_the_libraries_that_train() -> None:
+    """A run makes it every minute in a process of its own, which has to start at once."""
+    code = "import sys, cluster.cli, cluster.report.page; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
+    loaded = set(done.stdout.split())
+    assert "plotly" in loaded
+    assert not loaded & {"torch", "ray", "diffusers", "peft", "cv2"}
 
 
 def test_run_that_ends_during_a_refresh_leaves_no_process(
