@@ -84,11 +84,11 @@ class Evaluator:
         self, index: int, scores: SampleScores, second: dict[str, float] | str
     ) -> EvalSample:
         prompt, seed = self.pairs[index]
-        total, parts = combine(scores.parts, self.config.rewards.weights, "main")
+        total, _ = combine(scores.parts, self.config.rewards.weights, "main")
         raw = {**scores.raw, "proxy": proxy(scores.parts)}
         if not isinstance(second, str):
             raw |= {"gold": second["gold"], "gold_consistency": second["consistency"]}
-        return EvalSample(prompt.id, prompt.text, seed, total, parts, raw)
+        return EvalSample(prompt.id, prompt.text, seed, total, scores.parts, raw)
 
     def _raise_alarms(self, step: int, samples: Sequence[EvalSample]) -> None:
         """Compare with the untrained policy; say and store what is wrong, if anything is."""

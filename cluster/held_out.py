@@ -23,7 +23,9 @@ class EvalSample:
     prompt: str
     seed: int
     total: float
+    """Weighted sum of the parts."""
     parts: Mapping[str, float]
+    """Before their weights, as in a step's row."""
     raw: Mapping[str, float]
 
 

@@ -47,7 +47,8 @@ def test_same_seed_same_weights_and_a_resumed_run_equals_an_undisturbed_one(
 
 @pytest.mark.slow
 def test_learning_rate_zero_moves_nothing(smallest: Build) -> None:
-    config = smallest("learner.learning_rate=0", "eval.prompts=2", "steps=2")
+    weights = ("rewards.weights.recon=3", "rewards.weights.traj=0.5")
+    config = smallest("learner.learning_rate=0", "eval.prompts=2", "steps=2", *weights)
     lines: list[str] = []
     run(config, lines)
     before, after = (
@@ -56,6 +57,11 @@ def test_learning_rate_zero_moves_nothing(smallest: Build) -> None:
     )
     assert before == after
     assert len(before) == 2
+    for sample in before:
+        parts = sample["parts"]
+        weighted = 3 * parts["recon"] + 0.5 * parts["traj"] + parts["meta"] + parts["gen"]
+        assert sample["total"] == pytest.approx(weighted)
+        assert max(parts.values()) <= 1
     rows = [json.loads(x) for x in (Path(config.run) / "metrics.jsonl").read_text().splitlines()]
     evals = {(row["kind"], row["step"]): row for row in rows if row["kind"] != "step"}
     assert set(evals) == {("eval", 0), ("eval", 2), ("ema", 2), ("alarm", 2)}
