@@ -42,8 +42,8 @@ class Plan:
     def arguments(self, variant: Variant, seed: int, run: str) -> list[str]:
         """Arguments of `worldr1 train` for one run."""
         files = [arg for file in settings_files(variant) for arg in ("--config", file)]
-        quarter = max(self.steps // 4, 1)
-        keys = [f"steps={self.steps}", f"seed={seed}", "eval.prompts=8", f"eval.every={quarter}"]
+        every = max(self.steps // 6, 1)
+        keys = [f"steps={self.steps}", f"seed={seed}", "eval.prompts=22", f"eval.every={every}"]
         keys += [*self.overrides, *variant.overrides, f"run={run}"]
         return ["train", PRESET, *keys, *files]
 
