@@ -16,12 +16,24 @@ from torch import Tensor, nn
 from learner.config import LearnerConfig
 from learner.fsdp import all_gather_rows, local
 
+FINAL_SHARE = 0.1
+"""Share of the learning rate that is left after `decay_updates`."""
+
+
+def learning_rate_after(updates: int, config: LearnerConfig) -> float:
+    """Step size of the update that follows `updates` applied ones."""
+    if not config.decay_updates:
+        return config.learning_rate
+    progress = min(updates / config.decay_updates, 1.0)
+    return config.learning_rate * (1.0 - (1.0 - FINAL_SHARE) * progress)
+
 
 class ShardedAdamW:
     """AdamW over tensors that may be sharded; their gradients are read from `.grad`."""
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], config: LearnerConfig) -> None:
         self._parameters = dict(parameters)
+        self._config = config
         self._ranks = config.ranks
         self._max_norm = config.max_grad_norm
         self._shards = {
@@ -64,6 +76,9 @@ class ShardedAdamW:
         scale = min(1.0, self._max_norm / (norm + 1e-6))
         for name, gradient in self._gradients():
             self._shards[name].grad = gradient.mul_(scale)
+        # AdamW counts the updates it has applied, and a checkpoint holds its count.
+        done = max((int(moments["step"]) for moments in self._state.values()), default=0)
+        self._adamw.param_groups[0]["lr"] = learning_rate_after(done, self._config)
         self._adamw.step()
 
     def clear(self) -> None:

@@ -210,11 +210,12 @@ def _facts(run: RunData) -> list[str]:
     """What was trained on what, in a line."""
     rollout, learner = run.config.rollout, run.config.learner
     schedule = run.config.schedule
+    falls = f", falling over {learner.decay_updates} updates" if learner.decay_updates else ""
     return [
         run.config.policy.model,
         f"{rollout.frames} frames of {rollout.height} × {rollout.width}",
         f"{rollout.groups_per_step} groups of {rollout.group_size} a step",
-        f"LoRA rank {run.config.policy.lora.rank}, learning rate {learner.learning_rate:g}",
+        f"LoRA rank {run.config.policy.lora.rank}, learning rate {learner.learning_rate:g}{falls}",
         f"{schedule.main_steps} main and {schedule.dynamic_steps} dynamic steps in turn",
         f"seed {run.config.seed}",
     ]

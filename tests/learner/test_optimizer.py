@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from learner import fsdp
 from learner.config import LearnerConfig
-from learner.optimizer import ShardedAdamW
+from learner.optimizer import FINAL_SHARE, ShardedAdamW, learning_rate_after
 
 CONFIG = LearnerConfig(learning_rate=1e-2, weight_decay=0.1, max_grad_norm=1.0)
 
@@ -75,3 +75,35 @@ def test_what_is_loaded_into_the_state_is_used(mesh: DeviceMesh) -> None:
         moved.append(weight.full_tensor())
     assert (moved[0] < 0).all()
     assert (moved[1] > 0).all()
+
+
+def test_learning_rate_by_hand() -> None:
+    assert {learning_rate_after(done, CONFIG) for done in (0, 1, 10**6)} == {1e-2}
+    falling = CONFIG.model_copy(update={"decay_updates": 4})
+    rates = [learning_rate_after(done, falling) for done in range(6)]
+    assert rates == pytest.approx([1e-2, 7.75e-3, 5.5e-3, 3.25e-3, 1e-3, 1e-3])
+
+
+def test_falling_rate_is_that_of_the_updates_applied_before(mesh: DeviceMesh) -> None:
+    """Also where they were applied before a checkpoint: against AdamW with torch's linear rule."""
+    falling = CONFIG.model_copy(update={"decay_updates": 3})
+    plain = nn.Parameter(torch.zeros(2, 2))
+    adamw = torch.optim.AdamW([plain], lr=1e-2, weight_decay=0.1)
+    rule = torch.optim.lr_scheduler.LinearLR(adamw, 1.0, FINAL_SHARE, total_iters=3)
+    weight = nn.Parameter(distribute_tensor(torch.zeros(2, 2), mesh, [Shard(0)]))
+    optimizer = ShardedAdamW({"w": weight}, falling)
+    for update in range(5):
+        if update == 2:  # as a resumed run does
+            saved = {
+                key: fsdp.local(value).clone() for key, value in optimizer.state()["w"].items()
+            }
+            optimizer = ShardedAdamW({"w": weight}, falling)
+            for key, value in optimizer.state()["w"].items():
+                fsdp.local(value).copy_(saved[key])
+        gradient = torch.full((2, 2), 0.1 * (update - 1.5))
+        plain.grad = gradient.clone()
+        weight.grad = distribute_tensor(gradient, mesh, [Shard(0)])
+        adamw.step()
+        rule.step()
+        optimizer.step(0.0)
+        torch.testing.assert_close(weight.full_tensor(), plain.detach(), rtol=1e-5, atol=1e-8)
