@@ -80,23 +80,21 @@ def _submit(
     deadline = time.monotonic() + AGENT_TIMEOUT_S
     while True:
         try:
-            return str(
-                client.submit_job(
-                    entrypoint=job.entrypoint,
-                    runtime_env=job.runtime_env,
-                    metadata=job.metadata,
-                    submission_id=f"{job.job_id}{suffix}" if job.job_id else None,
-                    entrypoint_num_cpus=job.cpus,
-                    entrypoint_num_gpus=job.gpus,
-                    entrypoint_resources=job.resources,
-                )
+            return client.submit_job(
+                entrypoint=job.entrypoint,
+                runtime_env=job.runtime_env,
+                metadata=job.metadata,
+                submission_id=f"{job.job_id}{suffix}" if job.job_id else None,
+                entrypoint_num_cpus=job.cpus,
+                entrypoint_num_gpus=job.gpus,
+                entrypoint_resources=job.resources,
             )
         except (RuntimeError, ValueError, TypeError) as error:
-            if "No available agent" not in str(error) or time.monotonic() > deadline:
-                reason = " ".join(str(error).split())[-300:]
-                raise ConfigError(f"the job was not accepted: {reason}") from None
-            say("the cluster has no agent yet to start jobs; trying again")
-            time.sleep(POLL_S)
+            reason = " ".join(str(error).split())[-300:]
+        if "No available agent" not in reason or time.monotonic() > deadline:
+            raise ConfigError(f"the job was not accepted: {reason}")
+        say("the cluster has no agent yet to start jobs; trying again")
+        time.sleep(POLL_S)
 
 
 def follow_job(client: JobSubmissionClient, submission: str, say: Callable[[str], None]) -> int:

@@ -34,8 +34,6 @@ class ShardedAdamW:
     def __init__(self, parameters: Mapping[str, nn.Parameter], config: LearnerConfig) -> None:
         self._parameters = dict(parameters)
         self._config = config
-        self._ranks = config.ranks
-        self._max_norm = config.max_grad_norm
         self._shards = {
             name: nn.Parameter(local(parameter.detach())) for name, parameter in parameters.items()
         }
@@ -67,13 +65,13 @@ class ShardedAdamW:
         """Norm of the whole gradient, over all tensors and ranks. Collective."""
         norm = torch.nn.utils.get_total_norm([gradient for _, gradient in self._gradients()])
         # In float64 the square and its root give back one rank's norm exactly.
-        norms = all_gather_rows(norm.cpu().double().reshape(1, 1), self._ranks)
+        norms = all_gather_rows(norm.cpu().double().reshape(1, 1), self._config.ranks)
         return float(norms.square().sum().sqrt())
 
     @torch.no_grad()
     def step(self, norm: float) -> None:
         """Clip the gradient, whose norm is given, and apply it."""
-        scale = min(1.0, self._max_norm / (norm + 1e-6))
+        scale = min(1.0, self._config.max_grad_norm / (norm + 1e-6))
         for name, gradient in self._gradients():
             self._shards[name].grad = gradient.mul_(scale)
         # AdamW counts the updates it has applied, and a checkpoint holds its count.

@@ -29,11 +29,6 @@ class Refresher:
         self._last_s = time.monotonic()
         self._task = asyncio.create_task(self.write())
 
-    async def settle(self) -> None:
-        """Wait for a refresh that is under way."""
-        if self._task is not None:
-            await self._task
-
     async def write(self) -> str | None:
         """Write the page by `worldr1 report`; its place, or None after saying why not. Cancelled,
         it ends the process."""
@@ -63,4 +58,4 @@ class Refresher:
             reason = last[0] if last else f"exit code {process.returncode}"
             self.say(f"the report was not written ({reason.removeprefix('worldr1: ')})")
             return None
-        return place.decode().strip()
+        return place.decode(errors="replace").strip()
