@@ -74,9 +74,10 @@ class ShardedAdamW:
         scale = min(1.0, self._config.max_grad_norm / (norm + 1e-6))
         for name, gradient in self._gradients():
             self._shards[name].grad = gradient.mul_(scale)
-        # AdamW counts the updates it has applied, and a checkpoint holds its count.
-        done = max((int(moments["step"]) for moments in self._state.values()), default=0)
-        self._adamw.param_groups[0]["lr"] = learning_rate_after(done, self._config)
+        if self._config.decay_updates:
+            # AdamW counts the updates it has applied, and a checkpoint holds its count.
+            done = max(int(moments["step"]) for moments in self._state.values())
+            self._adamw.param_groups[0]["lr"] = learning_rate_after(done, self._config)
         self._adamw.step()
 
     def clear(self) -> None:
