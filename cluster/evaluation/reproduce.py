@@ -44,6 +44,7 @@ class Plan:
         files = [arg for file in settings_files(variant) for arg in ("--config", file)]
         every = max(self.steps // 6, 1)
         keys = [f"steps={self.steps}", f"seed={seed}", "eval.prompts=22", f"eval.every={every}"]
+        keys += [f"learner.decay_updates={self.steps}"]
         keys += [*self.overrides, *variant.overrides, f"run={run}"]
         return ["train", PRESET, *keys, *files]
 

@@ -101,6 +101,7 @@ def test_first_seeds_come_first() -> None:
     )
     assert arguments[:2] == ["train", "toy"]
     assert "rollout.workers=1" in arguments
+    assert "learner.decay_updates=96" in arguments, "the learning rate falls over the whole run"
     assert arguments[-4::2] == ["--config", "--config"]
     assert arguments[-3].endswith("/reproduction.toml")
     assert arguments[-1].endswith("/no_s_traj.toml")
