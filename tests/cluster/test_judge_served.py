@@ -33,6 +33,7 @@ from tests.rewards.tiny_qwen3vl import build, reference
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 DIGIT_TOLERANCE = 0.05
+REQUESTS_AT_ONCE = 4
 MOTIONS = (Motion.PUSH_IN, Motion.ORBIT_LEFT, Motion.PAN_RIGHT, Motion.MOVE_LEFT)
 Run = Callable[[Callable[[Rewards], Coroutine[Any, Any, None]]], None]
 
@@ -57,7 +58,7 @@ def config(model: Path) -> RunConfig:
             "rewards.judge.env=judge",
             f"rewards.judge.model={model}",
             "rewards.judge.dtype=float32",
-            "rewards.judge.concurrency=4",
+            f"rewards.judge.concurrency={REQUESTS_AT_ONCE}",
             "rewards.judge.max_tokens=2048",
             "rewards.judge.health_interval_s=0.5",
             "rewards.reconstruction.min_workers=1",
@@ -153,18 +154,24 @@ def test_a_sample_is_scored_by_all_three_workers(run: Run) -> None:
 
 
 def test_killing_the_server_in_the_middle_loses_no_sample(run: Run) -> None:
-    """Twelve samples in flight, kill -9 of the server: all are scored, each at its first attempt,
-    with the same numbers as before."""
+    """Kill -9 of a server that holds four requests, behind them eight more samples: all are scored,
+    each at its first attempt, with the same numbers as before.
+
+    The server is stopped before it is asked: it would answer such small requests faster than this
+    process finds out that they are on their way.
+    """
 
     async def body(rewards: Rewards) -> None:
         pid, starts = await server_of(rewards)
         before = [await scored(rewards, motion) for motion in MOTIONS]
+        os.kill(pid, signal.SIGSTOP)
         calls = [
             asyncio.ensure_future(scored(rewards, MOTIONS[i % 4], seed=(1, 7)[i // 4 % 2]))
             for i in range(12)
         ]
-        while sum(call.done() for call in calls) < 2:
+        while rewards.pools["judge"].meter.busy < REQUESTS_AT_ONCE:
             await asyncio.sleep(0.02)
+        assert not any(call.done() for call in calls)
         os.kill(pid, signal.SIGKILL)
         killed = time.monotonic()
         after = await asyncio.gather(*calls)
