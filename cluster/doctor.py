@@ -1,4 +1,4 @@
-"""Whether a run can start on a cluster: reports of its nodes in, findings out (pure).
+"""Whether a run can start on a cluster: what its nodes are asked, and what their reports say.
 
 `worldr1 doctor PRESET` prints them; a run on Ray asks for them before it takes a GPU.
 """
@@ -9,10 +9,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from actors.wan_shape import TEXT_ENCODER_PARAMETERS, VAE_PARAMETERS, read_shape
-from cluster.config import LOOPBACK, RunConfig, RunStopped
+from cluster.config import LOOPBACK, RunConfig, RunStopped, resolve_model
 from cluster.gpus import GPU_TYPES, GpuType
 from cluster.layout import Node, PlacementError, assign, describe, layout
-from cluster.probe import NodeReport
+from cluster.probe import NodeReport, ProbeRequest
+from cluster.storage import absolute_url
+from rewards.environments import environments_of, located
 
 GB = 1e9
 SPARE_DISK = 2 * GB
@@ -64,6 +66,13 @@ class Unfit(RunStopped):
         "mend what the lines above name; `worldr1 doctor PRESET` repeats the checks, and "
         "placement.check_nodes=false starts without them"
     )
+
+
+def probe_request(config: RunConfig, meeting_point: str = "") -> ProbeRequest:
+    """What `worldr1 doctor` looks for on a node."""
+    environments = environments_of(located(config.rewards))
+    model = resolve_model(config.policy.model)
+    return ProbeRequest(model, absolute_url(config.run), environments, meeting_point)
 
 
 def diagnose(

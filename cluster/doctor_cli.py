@@ -48,10 +48,9 @@ def check_here(config: RunConfig) -> list[Any]:
     import platform
     from importlib.metadata import version
 
-    from cluster.doctor import ClusterFacts, diagnose, gpu_type_of
+    from cluster.doctor import ClusterFacts, diagnose, gpu_type_of, probe_request
     from cluster.layout import Node
     from cluster.probe import probe
-    from cluster.runs import probe_request
 
     report = probe(probe_request(config))
     kind = gpu_type_of(report.gpus[0][0]) if report.gpus else None

@@ -25,7 +25,7 @@ from cluster.config import (
     resolve_model,
     thread_environment,
 )
-from cluster.doctor import ClusterFacts, Finding, diagnose
+from cluster.doctor import ClusterFacts, Finding, diagnose, probe_request
 from cluster.layout import PoolShape, layout
 from cluster.placement import Placement, nodes_for, place
 from cluster.pools import Learner, Rewards, Rollouts, Workers
@@ -253,8 +253,6 @@ def _rendezvous(shape: PoolShape, placement: Placement) -> str:
 def check_cluster(config: RunConfig) -> list[Finding]:
     """What `worldr1 doctor` finds on the connected cluster: every node looks at itself, and opens a
     connection to one that listens."""
-    from cluster.runs import probe_request
-
     nodes = [node for node in ray.nodes() if node["Alive"]]
     names = {n["NodeID"]: f"{n['NodeManagerHostname']}/{n['NodeID'][:6]}" for n in nodes}
     listener: Any = ray.remote(_Listener).options(num_cpus=0, **_on(nodes[0])).remote()

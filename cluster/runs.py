@@ -21,7 +21,6 @@ from cluster.config import (
     to_json,
 )
 from cluster.letter import explain
-from cluster.probe import ProbeRequest
 from cluster.report.refresh import Refresher
 from cluster.storage import RunFolder, absolute_url, has_evaluation
 from cluster.trackers import require_tracker
@@ -29,12 +28,7 @@ from cluster.versions import Lineages
 from prompts.camera import require_paths
 from prompts.dataset import load_prompts
 from prompts.schema import Prompt
-from rewards.environments import (
-    EnvironmentProblem,
-    environments_of,
-    located,
-    require_backends,
-)
+from rewards.environments import EnvironmentProblem, require_backends
 
 if TYPE_CHECKING:
     from cluster.live import View
@@ -64,13 +58,6 @@ def check_before_start(config: RunConfig) -> dict[str, Sequence[Prompt]]:
         raise ConfigError(str(problem)) from None
     RunFolder(config.run).require_writable()
     return prompts
-
-
-def probe_request(config: RunConfig, meeting_point: str = "") -> ProbeRequest:
-    """What `worldr1 doctor` looks for on a node."""
-    environments = environments_of(located(config.rewards))
-    model = resolve_model(config.policy.model)
-    return ProbeRequest(model, absolute_url(config.run), environments, meeting_point)
 
 
 def run_training(
