@@ -38,6 +38,7 @@ def _evaluate(options: argparse.Namespace) -> int:
             f"--pairs {options.pairs} --frames {options.frames}; allowed: 1 or more, 3 or more"
         )
     from cluster.evaluation.sources import config_of, find_source, fixed_pairs, listed
+    from cluster.runs import check_backends
 
     average = None if options.weights is None else options.weights == "ema"
     names = [options.source] + ([options.against] if options.against else [])
@@ -52,6 +53,7 @@ def _evaluate(options: argparse.Namespace) -> int:
             fixed_pairs(config, options.prompts, options.pairs)
         else:
             listed(source.videos, options.prompts)
+    check_backends(config.rewards)
     out = RunFolder(absolute_url(options.out))
     out.require_writable()
     from cluster.evaluation.result import to_markdown

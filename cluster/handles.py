@@ -75,11 +75,11 @@ def ray_workers(config: RunConfig) -> Iterator[Workers]:
 
 
 @contextlib.contextmanager
-def ray_rewards(config: RunConfig) -> Iterator[Rewards]:
-    """The reward pools alone."""
+def ray_rewards(config: RunConfig, any_length: bool = False) -> Iterator[Rewards]:
+    """The reward pools alone: for clips of the run's length, or of any."""
     shapes = tuple(shape for shape in layout(config) if shape.name in FAMILIES)
     with _placed(config, shapes) as spawner:
-        yield spawner.rewards()
+        yield spawner.rewards(any_length)
 
 
 @contextlib.contextmanager
@@ -147,9 +147,9 @@ class _Spawner:
         pool = self._pool("rollout", RolloutWorker, self.policy, config.rollout, config.camera)
         return Rollouts(pool, config.supervision.rollout_timeout_s)
 
-    def rewards(self) -> Rewards:
+    def rewards(self, any_length: bool = False) -> Rewards:
         config, rewards = self.config, self.config.rewards
-        arguments = rewards, config.camera, config.rollout.frames
+        arguments = rewards, config.camera, None if any_length else config.rollout.frames
         return Rewards(
             self._pool("reconstruction", ReconstructionWorker, *arguments),
             self._pool("judge", JudgeWorker, rewards, calls_at_once=rewards.judge.calls_at_once),

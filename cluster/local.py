@@ -72,36 +72,42 @@ class LocalPool:
 
 
 @contextlib.contextmanager
+def local_rewards(config: RunConfig, any_length: bool = False) -> Iterator[Rewards]:
+    """One reward worker of each kind in this process, on the CPU: for clips of the run's length, or
+    of any."""
+    device, threads, rewards = "cpu", config.threads, located(config.rewards)
+    frames = None if any_length else config.rollout.frames
+    judge = JudgeWorker(rewards, device, threads)
+    try:
+        yield Rewards(
+            LocalPool(
+                "reconstruction",
+                ReconstructionWorker(rewards, config.camera, frames, device, threads),
+            ),
+            LocalPool("judge", judge),
+            LocalPool("aesthetic", AestheticWorker(rewards, device, threads)),
+            rewards,
+        )
+    finally:
+        judge.close()
+
+
+@contextlib.contextmanager
 def local_workers(config: RunConfig) -> Iterator[Workers]:
     """One worker of each kind in this process, on the CPU."""
     policy = config.policy.model_copy(update={"model": resolve_model(config.policy.model)})
     guard = guard_active(config.learner, config.max_staleness)
     learner = config.learner.model_copy(update={"guard": guard, "ranks": 1})
     device, threads = "cpu", config.threads
-    rewards = located(config.rewards)
-    reconstruction = ReconstructionWorker(
-        rewards, config.camera, config.rollout.frames, device, threads
-    )
     rank = LearnerRank(0, policy, learner, config.rollout, config.seed, None, device, threads)
-    judge = JudgeWorker(rewards, device, threads)
-    workers = Workers(
-        rollouts=Rollouts(
-            LocalPool(
-                "rollout", RolloutWorker(policy, config.rollout, config.camera, device, threads)
-            )
-        ),
-        rewards=Rewards(
-            LocalPool("reconstruction", reconstruction),
-            LocalPool("judge", judge),
-            LocalPool("aesthetic", AestheticWorker(rewards, device, threads)),
-            rewards,
-        ),
-        learner=Learner(
-            LocalPool("learner", rank), config.learner.micro_batch, config.learner.updates_per_batch
-        ),
-    )
-    try:
-        yield workers
-    finally:
-        judge.close()
-        rank.close()
+    rollout = RolloutWorker(policy, config.rollout, config.camera, device, threads)
+    with contextlib.closing(rank), local_rewards(config) as rewards:
+        yield Workers(
+            rollouts=Rollouts(LocalPool("rollout", rollout)),
+            rewards=rewards,
+            learner=Learner(
+                LocalPool("learner", rank),
+                config.learner.micro_batch,
+                config.learner.updates_per_batch,
+            ),
+        )

@@ -28,6 +28,7 @@ from cluster.versions import Lineages
 from prompts.camera import require_paths
 from prompts.dataset import load_prompts
 from prompts.schema import Prompt
+from rewards.config import RewardConfig
 from rewards.environments import EnvironmentProblem, require_backends
 
 if TYPE_CHECKING:
@@ -52,12 +53,17 @@ def check_before_start(config: RunConfig) -> dict[str, Sequence[Prompt]]:
         except (ValueError, OSError) as error:
             raise ConfigError(f"prompts.{split} = {source!r} cannot be used: {error}") from None
     require_tracker(config.metrics.tracker)
-    try:
-        require_backends(config.rewards)
-    except EnvironmentProblem as problem:
-        raise ConfigError(str(problem)) from None
+    check_backends(config.rewards)
     RunFolder(config.run).require_writable()
     return prompts
+
+
+def check_backends(rewards: RewardConfig) -> None:
+    """ConfigError where a scorer needs a package or an environment that is not there."""
+    try:
+        require_backends(rewards)
+    except EnvironmentProblem as problem:
+        raise ConfigError(str(problem)) from None
 
 
 def run_training(

@@ -81,10 +81,11 @@ class ReconstructionWorker:
         self,
         config: RewardConfig,
         camera: CameraConfig,
-        frames: int,
+        frames: int | None,
         device: str = "cpu",
         threads: int = 1,
     ) -> None:
+        """Scores clips of `frames` frames alone, or of any length where that is None."""
         pin_threads(threads)
         self.config, self.camera, self.frames, self.device = config, camera, frames, device
         self.reconstructor = build_reconstructor(config.reconstruction, device)

@@ -7,18 +7,24 @@ OUT/videos/a, b       the clips, sampled here or copied
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from cluster.clips import Clip, write_index
+from cluster.clips import write_index
 from cluster.config import RunConfig
 from cluster.evaluation.measure import ClipFigures, Measurer
 from cluster.evaluation.page import to_html
 from cluster.evaluation.result import Evaluation, Side, to_csv, to_json, to_markdown
 from cluster.evaluation.sources import Source, fixed_pairs, listed, read_videos
 from cluster.evaluation.vbench import add_vbench
+from cluster.local import local_rewards
+from cluster.pools import Rewards
 from cluster.storage import RunFolder
 
+IN_PROCESS = ("photometric", "embedded", "endpoint")
+"""Backends that need neither a GPU nor an environment of their own."""
 EMBEDDED_NOTE = (
     "Embedded, weight-free scorers stand in for Depth Anything 3, LPIPS, Qwen3-VL and HPSv3: "
     "compare figures within this table, not with published ones."
@@ -46,28 +52,56 @@ class Request:
 
 def evaluate(request: Request, out: RunFolder, say: Callable[[str], None] = print) -> Evaluation:
     """Sample what has to be sampled, measure every clip, write all files."""
-    measurer = Measurer(request.config, "cpu")
+    urls = [
+        source.videos or _sampled(request, source, f"{out.url}/videos/{letter}", say)
+        for letter, source in zip("ab", request.sources, strict=False)
+    ]
     sides = []
-    for letter, source in zip("ab", request.sources, strict=False):
-        url = source.videos or _sampled(request, source, f"{out.url}/videos/{letter}", say)
-        clips = listed(url, request.prompts)
-        sides.append(_measured(source.title, url, clips, request, measurer, out, letter, say))
+    with scoring_workers(request.config) as rewards, asyncio.Runner() as runner:
+        measurer = Measurer(rewards, request.config.camera)
+        scorers = runner.run(measurer.scorers())
+        for letter, url, source in zip("ab", urls, request.sources, strict=False):
+            measured = _measured(source.title, url, request, measurer, out, letter, say)
+            sides.append(runner.run(measured))
     notes = [EMBEDDED_NOTE] if _embedded(request.config) else []
     if request.vbench is not None:
         sides = [add_vbench(request.vbench, out, side) for side in sides]
+        if request.frames is not None:
+            notes.append(f"VBench saw whole clips, not their first {request.frames} frames.")
     else:
         notes.append("VBench was not asked for (--vbench PYTHON of an environment that has it).")
-    evaluation = Evaluation(_distinct(sides), measurer.scorers(), notes)
+    evaluation = Evaluation(_distinct(sides), scorers, notes)
     write(evaluation, out)
     return evaluation
+
+
+@contextlib.contextmanager
+def scoring_workers(config: RunConfig) -> Iterator[Rewards]:
+    """One reward worker of each kind: in this process where all are embedded, else on Ray, each in
+    its environment and on its GPUs."""
+    rewards = config.rewards
+    backends = (rewards.reconstruction.backend, rewards.judge.backend, rewards.aesthetic.backend)
+    if all(backend in IN_PROCESS for backend in backends):
+        with local_rewards(config, any_length=True) as workers:
+            yield workers
+        return
+    from cluster.handles import connect, ray_rewards  # Ray only where it is needed
+
+    one = {"min_workers": 1, "max_workers": 1}
+    pools = {kind: pool.model_copy(update=one) for kind, pool in rewards.pools.items()}
+    connect()
+    alone = config.model_copy(update={"rewards": rewards.model_copy(update=pools)})
+    with ray_rewards(alone, any_length=True) as workers:
+        yield workers
 
 
 def write(evaluation: Evaluation, out: RunFolder) -> None:
     """All files of an evaluation but its videos."""
     out.write_text("clips.csv", to_csv(evaluation))
-    out.write_text("evaluation.json", to_json(evaluation))
     out.write_text("evaluation.md", to_markdown(evaluation))
     out.write_text("index.html", to_html(evaluation))
+    # Last: where it is, the evaluation is whole.
+    out.write_text("evaluation.json", to_json(evaluation))
 
 
 def _sampled(request: Request, source: Source, url: str, say: Callable[[str], None]) -> str:
@@ -89,13 +123,17 @@ def _sampled(request: Request, source: Source, url: str, say: Callable[[str], No
             source.title,
             lambda: progress.advance(task),
         )
+    if request.device == "cuda":
+        import torch
+
+        del policy
+        torch.cuda.empty_cache()  # the scorers may get the same GPU
     return url
 
 
-def _measured(
+async def _measured(
     title: str,
     url: str,
-    clips: Sequence[Clip],
     request: Request,
     measurer: Measurer,
     out: RunFolder,
@@ -105,16 +143,16 @@ def _measured(
     """Measure the clips of a folder, and keep copies for the page."""
     figures: list[ClipFigures] = []
     files: list[str] = []
+    clips, kept = listed(url, request.prompts), RunFolder(f"{out.url}/videos/{letter}")
     amplitudes = request.config.camera.amplitudes
     for clip, prompt, video, data in read_videos(url, clips, request.frames, amplitudes):
-        figures.append(measurer.measure(video, prompt, clip.seed))
-        file = f"videos/{letter}/{clip.file}"
-        if not out.exists(file):
-            out.write_bytes(file, data)
-        files.append(file)
+        figures.append(await measurer.measure(video, prompt, clip.seed))
+        if kept.url != url:
+            kept.write_bytes(clip.file, data)
+        files.append(f"videos/{letter}/{clip.file}")
         failed = "".join(f"; {who} failed" for who in figures[-1].failures)
         say(f"{title}: {len(figures)}/{len(clips)} {clip.file}{failed}")
-    write_index(RunFolder(f"{out.url}/videos/{letter}"), clips)
+    write_index(kept, clips)
     return Side(title, figures, files)
 
 

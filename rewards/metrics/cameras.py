@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
 
 from prompts.camera import relative_to_first, rotation_angle_deg
 
@@ -26,7 +27,8 @@ class CameraErrors:
     rot_err: float
     """Geodesic angles, in radians."""
     trans_err_rel: float
-    """Distances of the centres, each path divided by its own largest distance from its start."""
+    """Distances of the centres, each path divided by its own largest distance from its start; under
+    a request that stays where it is, both in scene depths."""
     trans_err_abs: float
     """Distances of the centres, both paths divided by the requested path's largest distance."""
     cam_mc_rel: float
@@ -38,8 +40,8 @@ class CameraErrors:
 def camera_errors(requested_c2w: F64, estimated_c2w: F64) -> CameraErrors:
     """Errors of an estimated path [F, 4, 4]; both in scene depths, each relative to its first.
 
-    A path that stays where it is cannot be divided by its extent and is left as it is: under a
-    request without translation the `abs` figures are in scene depths.
+    Under a request that stays in place, as a pan does, nothing is divided and `rel` equals `abs`:
+    an estimate divided by its own extent would count the smallest drift like a whole move.
     """
     if requested_c2w.shape != estimated_c2w.shape:
         raise ValueError(
@@ -49,19 +51,20 @@ def camera_errors(requested_c2w: F64, estimated_c2w: F64) -> CameraErrors:
     asked, made = relative_to_first(requested_c2w), relative_to_first(estimated_c2w)
     between = np.swapaxes(asked[:, :3, :3], 1, 2) @ made[:, :3, :3]
     angle = np.radians(rotation_angle_deg(between))
-    asked_extent, made_extent = _extent(asked), _extent(made)
+    moves = _extent(asked) > AT_REST
+    asked_scale = _extent(asked) if moves else 1.0
+    made_scale = _extent(made) if moves and _extent(made) > AT_REST else 1.0
     errors = {}
-    for name, scale in (("rel", made_extent), ("abs", asked_extent)):
-        difference = _shortened(made, scale) - _shortened(asked, asked_extent)
+    for name, scale in (("rel", made_scale), ("abs", asked_scale)):
+        difference = _shortened(made, scale) - _shortened(asked, asked_scale)
         errors[f"trans_err_{name}"] = float(np.linalg.norm(difference[:, :3, 3], axis=1).sum())
         errors[f"cam_mc_{name}"] = float(np.linalg.norm(difference[:, :3], axis=(1, 2)).sum())
     return CameraErrors(rot_err=float(angle.sum()), **errors)
 
 
 def _extent(path: F64) -> float:
-    """What translations are divided by: the largest distance from the start, or 1 at rest."""
-    largest = float(np.linalg.norm(path[:, :3, 3], axis=1).max())
-    return largest if largest > AT_REST else 1.0
+    """The largest distance from the start."""
+    return float(np.linalg.norm(path[:, :3, 3], axis=1).max())
 
 
 def _shortened(path: F64, scale: float) -> F64:
@@ -70,18 +73,27 @@ def _shortened(path: F64, scale: float) -> F64:
     return out
 
 
-def jitter(c2w: F64) -> tuple[float, float]:
-    """Unsteadiness of a path [F, 4, 4]: mean change of the step from frame to frame.
+def jitter(c2w: F64, frames: NDArray[np.intp]) -> tuple[float, float]:
+    """Unsteadiness of a path [F, 4, 4] at the given frame indices [F]: mean change of velocity.
 
-    Returns the mean length of the centres' second differences, in the path's units per frame², and
-    the mean angle between successive turns, in degrees per frame². Both are 0 for a camera that
-    moves and turns evenly along a line or stands still; an even orbit leaves a little.
+    Returns the mean length of the change of the centres' velocity, in the path's units per frame²,
+    and of the turning rate, in degrees per frame². Both are 0 for a camera that moves and turns
+    evenly along a line or stands still, however its frames are spaced; an even orbit leaves a
+    little.
     """
-    if len(c2w) < 3:
-        raise ValueError(f"the path has {len(c2w)} cameras; allowed: 3 or more")
-    centres = c2w[:, :3, 3]
-    bend = centres[2:] - 2 * centres[1:-1] + centres[:-2]
+    if len(c2w) < 3 or len(c2w) != len(frames):
+        raise ValueError(
+            f"the path has {len(c2w)} cameras at {len(frames)} frames; allowed: 3 or more at as "
+            "many"
+        )
+    spans = np.diff(frames)[:, None]
+    between = (spans[1:] + spans[:-1]) / 2
+    velocity = np.diff(c2w[:, :3, 3], axis=0) / spans
     R = c2w[:, :3, :3]
-    turns = np.swapaxes(R[:-1], 1, 2) @ R[1:]
-    change = np.swapaxes(turns[:-1], 1, 2) @ turns[1:]
-    return float(np.linalg.norm(bend, axis=1).mean()), float(rotation_angle_deg(change).mean())
+    turns = Rotation.from_matrix(np.swapaxes(R[:-1], 1, 2) @ R[1:])
+    rate = turns.as_rotvec(degrees=True) / spans
+    bend, swerve = np.diff(velocity, axis=0) / between, np.diff(rate, axis=0) / between
+    return (
+        float(np.linalg.norm(bend, axis=1).mean()),
+        float(np.linalg.norm(swerve, axis=1).mean()),
+    )

@@ -25,7 +25,7 @@ from rewards.scoring import trajectory_score
 F64 = NDArray[np.float64]
 U8 = NDArray[np.uint8]
 
-VERSION = "corners-v1"
+VERSION = "corners-v2"
 MAX_FRAMES = 25
 """Frames that are looked at, evenly spaced, first and last among them."""
 SWEEP_PIXELS = 64 * 96
@@ -38,6 +38,8 @@ NEAREST, FARTHEST = 0.6, 1.8
 class SecondOpinion:
     """What the independent estimator found in a clip."""
 
+    frames: NDArray[np.intp]
+    """[F] indices of the frames that were looked at."""
     figures: Mapping[str, float]
     """By name: consistency, traj (where a motion is requested), gold, error_px, found_share, mvcs,
     depth_error (where the camera moves enough)."""
@@ -85,7 +87,7 @@ def second_opinion(
         figures["gold"] = model.consistency + figures["traj"]
     if sweep:
         figures |= _agreement(small, model, small_intrinsics)
-    return SecondOpinion(figures, c2w, requested)
+    return SecondOpinion(indices, figures, c2w, requested)
 
 
 def _reduced(video: U8, intrinsics: F64) -> tuple[NDArray[np.float32], F64]:

@@ -1,7 +1,8 @@
 """Depth of single frames by plane sweep, and what two frames of one place must have in common.
 
-Every frame's depth is found on its own, from its neighbours alone; then frames are compared through
-it. Nothing is fused into one scene first, so that agreement is a finding and no construction.
+A frame's depth is found on its own, by comparing it with some frames of the clip; then it is
+compared through that depth with others. Nothing is fused into one scene, and no frame that a depth
+was fitted to is compared through it, so that agreement is a finding and no construction.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ F64 = NDArray[np.float64]
 
 HYPOTHESES, WINDOW = 28, 5
 KEYS, TARGETS = 3, 4
-"""Frames whose depth is swept, and frames that each is compared with while sweeping."""
+"""Frames whose depth is swept; frames with which each is compared while sweeping, at most, and as
+many further ones with which it is compared through its depth."""
 MIN_BASELINE = 0.02
 """Distance between cameras, in median depths, below which depth cannot be seen."""
-OCCLUSION = 0.1
+OCCLUSION = 0.5
 """Relative depth by which a point lies behind what a frame shows there, and is hidden from it."""
 MIN_GRADIENT = 0.01
 """Image gradient (of 1 per pixel) from which a pixel's depth can be told from its neighbours'."""
@@ -34,7 +36,8 @@ class ViewAgreement:
     """What key frames of a clip agree on."""
 
     mvcs: float
-    """Mean SSIM between a key frame and other frames seen from its camera, in [-1, 1]."""
+    """Mean SSIM between a key frame and frames that its depth was not fitted to, seen from its
+    camera, in [-1, 1]. Points that another frame hides count as they look there."""
     depth_error: float | None
     """Median relative difference of two key frames' depths at the points that both see; None where
     the camera hardly moves, so that depth cannot be seen."""
@@ -44,17 +47,20 @@ def view_agreement(video: F32, w2c: F64, intrinsics: F64, near: float, far: floa
     """Compare frames of video [F, H, W, 3] in [0, 1] through swept depths.
 
     `w2c` [F, 4, 4]; `intrinsics` [3, 3] in pixels; depths are searched in [near, far], world units.
+    Raises ValueError for fewer than 3 frames, or where no two see the same place.
     """
     frames = len(video)
+    if frames < 3:
+        raise ValueError(f"the clip has {frames} frames; allowed: 3 or more")
     keys = np.unique(np.linspace(0, frames - 1, KEYS).round().astype(int))
     hypotheses = 1 / np.linspace(1 / near, 1 / far, HYPOTHESES)
     centres = invert_pose(w2c)[:, :3, 3]
     depths, alike = {}, []
     for key in keys:
         others = [f for f in range(frames) if f != key]
-        chosen = [others[i] for i in np.linspace(0, len(others) - 1, TARGETS).round().astype(int)]
-        depths[key] = sweep_depth(video, w2c, intrinsics, int(key), chosen, hypotheses)
-        for target in chosen:
+        swept, compared = _spread(others[::2]), _spread(others[1::2])
+        depths[key] = sweep_depth(video, w2c, intrinsics, int(key), swept, hypotheses)
+        for target in compared:
             warped, inside = seen_from(
                 video[target], depths[key], w2c[target] @ invert_pose(w2c[key]), intrinsics
             )
@@ -67,6 +73,12 @@ def view_agreement(video: F32, w2c: F64, intrinsics: F64, near: float, far: floa
     if not alike:
         raise ValueError("no two frames see the same place")
     return ViewAgreement(float(np.mean(alike)), float(np.mean(errors)) if errors else None)
+
+
+def _spread(frames: list[int]) -> list[int]:
+    """At most `TARGETS` of some frames, evenly spread."""
+    count = min(len(frames), TARGETS)
+    return [frames[i] for i in np.linspace(0, len(frames) - 1, count).round().astype(int)]
 
 
 def sweep_depth(
@@ -166,7 +178,7 @@ def _depth_errors(video: F32, depths: dict[int, F64], w2c: F64, intrinsics: F64)
             )
             there = np.maximum(found.reshape(depth.shape), 1e-6)
             relative = (points[..., 2] - there) / there
-            counted = inside & textured & (relative < OCCLUSION * 5)
+            counted = inside & textured & (relative < OCCLUSION)
             if counted.any():
                 errors.append(float(np.median(np.abs(relative[counted]))))
     return errors

@@ -59,7 +59,7 @@ def test_spoilt_clips_lose_in_every_figure_that_matters(
         assert tree["differences"][name]["pairs"] == 2
     for name in ("rot_err", "cam_mc_abs", "second.rot_err", "second.cam_mc_abs", "motion", "judge"):
         assert name in tree["differences"]
-    assert tree["scorers"]["independent estimator"] == "corners-v1"
+    assert tree["scorers"]["independent estimator"] == "corners-v2"
     assert any("stand in" in note for note in tree["notes"])
     rows = list(csv.DictReader((out / "clips.csv").open()))
     assert len(rows) == 4

@@ -20,7 +20,9 @@ import psutil
 import pytest
 
 from cluster.config import LOOPBACK, RunConfig, load
+from cluster.evaluation.measure import Measurer
 from cluster.pools import Rewards, SampleScores
+from prompts.config import CameraConfig
 from prompts.motions import Motion
 from rewards.config import JudgeConfig, RewardConfig
 from rewards.environments import EnvironmentProblem, check, environments_root
@@ -149,6 +151,24 @@ def test_a_sample_is_scored_by_all_three_workers(run: Run) -> None:
         assert set(scores.parts) == {"recon", "traj", "meta", "gen"}
         assert 0 <= scores.parts["meta"] <= 0.9
         assert sum(scores.scores["judge"].digits) == pytest.approx(1)
+
+    run(body)
+
+
+def test_an_evaluation_is_judged_by_the_served_model(run: Run) -> None:
+    """`worldr1 evaluate` measures through the same pools: the served model's S_meta, beside
+    everything that is measured in this process."""
+
+    async def body(rewards: Rewards) -> None:
+        shot = clip(Motion.PUSH_IN)
+        measurer = Measurer(rewards, CameraConfig())
+        found = await measurer.measure(shot.video, shot.prompt, 0)
+        assert found.failures == {}
+        expected = (await scored(rewards, Motion.PUSH_IN)).parts
+        assert found.figures["judge"] == pytest.approx(expected["meta"], abs=1e-4)
+        assert found.figures["s_recon"] == pytest.approx(expected["recon"], abs=1e-6)
+        assert {"psnr", "rot_err", "content", "mvcs", "motion"} <= found.figures.keys()
+        assert "tiny-random-qwen3-vl" in (await measurer.scorers())["judge"]
 
     run(body)
 

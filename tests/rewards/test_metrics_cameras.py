@@ -62,18 +62,32 @@ def test_both_at_once_by_hand() -> None:
 def test_a_request_at_rest_is_not_divided_by_its_extent() -> None:
     errors = camera_errors(along(0, 0, 0), along(0, 0.1, 0.2))
     assert errors.trans_err_abs == pytest.approx(0.3)
-    assert errors.trans_err_rel == pytest.approx(1.5)  # its own extent is 0.2: (0, ½, 1)
+    assert errors.trans_err_rel == errors.trans_err_abs
+    drift = camera_errors(along(0, 0, 0), along(0, 1e-5, 2e-5))
+    assert drift.trans_err_rel == pytest.approx(3e-5), "a hair's breadth is no whole move"
     still = camera_errors(along(0, 1, 2), along(0, 0, 0))
     assert still.trans_err_rel == pytest.approx(1.5)
 
 
 def test_jitter_by_hand() -> None:
-    assert jitter(along(0, 1, 2, 3, turns_deg=(0, 5, 10, 15))) == pytest.approx((0, 0), abs=1e-6)
-    bent, bent_deg = jitter(along(0, 1, 1, 2, turns_deg=(0, 5, 5, 10)))
+    even = along(0, 1, 2, 3, turns_deg=(0, 5, 10, 15))
+    assert jitter(even, np.arange(4)) == pytest.approx((0, 0), abs=1e-6)
+    bent, bent_deg = jitter(along(0, 1, 1, 2, turns_deg=(0, 5, 5, 10)), np.arange(4))
     assert bent == pytest.approx(1.0)  # second differences -1 and 1
     assert bent_deg == pytest.approx(5.0)
-    with pytest.raises(ValueError, match="3 or more"):
-        jitter(along(0, 1))
+    for few in (along(0, 1), along(0, 1, 2)):
+        with pytest.raises(ValueError, match="3 or more at as many"):
+            jitter(few, np.arange(2))
+
+
+def test_jitter_of_a_subset_is_that_of_its_frames() -> None:
+    """An even move looked at with gaps of 3 and 4 frames, as 25 of 81, is even; at every other
+    frame, steps of 2, 0 and 2 are velocities of 1, 0 and 1."""
+    uneven = along(0, 3, 7, 10, turns_deg=(0, 1.5, 3.5, 5))
+    assert jitter(uneven, np.array([0, 3, 7, 10])) == pytest.approx((0, 0), abs=1e-6)
+    spaced, spaced_deg = jitter(along(0, 2, 2, 4, turns_deg=(0, 10, 10, 20)), np.arange(0, 8, 2))
+    assert spaced == pytest.approx(0.5)
+    assert spaced_deg == pytest.approx(2.5)
 
 
 def test_paths_of_other_lengths_are_refused() -> None:

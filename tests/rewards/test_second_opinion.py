@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import pytest
 
@@ -133,3 +134,16 @@ def test_frames_of_one_place_agree_and_of_many_do_not() -> None:
     still = view_agreement(frozen_video, at_rest, made.intrinsics, 0.6, 3.0)
     assert still.depth_error is None
     assert still.mvcs == pytest.approx(1.0, abs=1e-3)
+    with pytest.raises(ValueError, match="2 frames"):
+        view_agreement(consistent[:2], w2c[:2], made.intrinsics, 0.6, 3.0)
+
+
+def test_frames_that_a_depth_was_fitted_to_are_not_compared_through_it() -> None:
+    """Frames of noise have nothing in common; seen through depths that were fitted to them, they
+    would agree to 0.22."""
+    made = clip(Motion.ORBIT_RIGHT)
+    values = np.random.default_rng(0).random((9, 64, 96, 3)).astype(np.float32)
+    video = np.stack([cv2.GaussianBlur(frame, (0, 0), 1.5) for frame in values])
+    video = (video - video.min()) / np.ptp(video)
+    found = view_agreement(video, invert_pose(made.c2w), made.intrinsics, 0.6, 3.0)
+    assert abs(found.mvcs) < 0.1
