@@ -42,8 +42,9 @@ class PolicyConfig(BaseModel):
     """Prompt of the unconditional branch."""
     max_prompt_tokens: int = Field(default=512, ge=8, le=4096)
     """Prompts are padded or cut to this length (Wan2.1: 512)."""
-    attention: Literal["native", "flash", "_flash_3", "sage"] = "native"
-    """Attention backend, by diffusers' own names."""
+    attention: Literal["native", "flash"] = "native"
+    """Attention backend, by diffusers' own names; only those that have a backward pass, since
+    rollout and learner must be the same policy."""
     text_encoder: Literal["offload", "device", "cpu"] = "offload"
     """Where the text encoder (11 GB for Wan2.1) lives: `offload` keeps it in CPU memory and moves
     it to the device for prompts that are not cached, `cpu` encodes there, `device` stays."""
@@ -118,6 +119,11 @@ class RolloutConfig(BaseModel):
                     f"rollout.{name} = {value} is not a multiple of {SPATIAL_STRIDE * PATCH} "
                     f"(VAE stride {SPATIAL_STRIDE} x patch {PATCH})"
                 )
+        if self.kernel == "cps" and self.resolved_noise_level > 1:
+            raise ValueError(
+                f"rollout.noise_level = {self.noise_level} is none of the cps kernel: its standard "
+                "deviation goes with sin(a pi / 2); allowed: above 0, up to 1"
+            )
         if self.frames % TEMPORAL_STRIDE != 1:
             raise ValueError(f"rollout.frames = {self.frames} is not 4 k + 1 (e.g. 5, 9, 49, 81)")
         last = self.sampling_steps - self.window_size

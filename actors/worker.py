@@ -102,11 +102,14 @@ class RolloutWorker:
         velocity = self._policy.bind([request.prompt])
         samples = sample_group(velocity, request, self._rollout, self._camera, self._device)
         seconds = dict(samples.seconds)
-        with stage(seconds, "decode", self._device):
-            videos = self._policy.decode(samples.latents, self._rollout.decode_batch)
         trajectories = [
             self._trajectory(request, member, held, samples) for member in range(request.members)
         ]
+        finite = torch.isfinite(samples.latents).flatten(1).all(dim=1)
+        with stage(seconds, "decode", self._device):
+            # What diverged is reported below and gets no score; its video stands for nothing.
+            shown = samples.latents.where(finite.view(-1, 1, 1, 1, 1), 0.0)
+            videos = self._policy.decode(shown, self._rollout.decode_batch)
         report = RolloutReport(
             group=request.group,
             members=request.members,
@@ -114,7 +117,11 @@ class RolloutWorker:
             weights=held,
             worker=self._name,
             seconds=seconds,
-            non_finite=tuple(i for i, drawn in enumerate(trajectories) if not is_finite(drawn)),
+            non_finite=tuple(
+                member
+                for member, drawn in enumerate(trajectories)
+                if not (finite[member] and is_finite(drawn))
+            ),
         )
         return (report, *trajectories, *_to_numpy(videos))
 

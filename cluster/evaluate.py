@@ -13,7 +13,7 @@ from cluster.config import RunConfig
 from cluster.held_out import SHOWN_RAW, EvalSample, load_evaluation, video_file
 from cluster.metrics import MetricsLog, mean_spread
 from cluster.pools import Published, SampleScores, Workers
-from cluster.storage import RunFolder, has_evaluation, scores_file
+from cluster.storage import RunFolder, evaluated_kinds, has_evaluation, scores_file
 from cluster.video import encode_mp4
 from prompts.schema import Prompt
 from rewards.scoring import combine
@@ -33,16 +33,6 @@ class Evaluator:
         self.folder = folder
         self.metrics = metrics
         self.pairs = [(prompts[i % len(prompts)], i) for i in range(config.eval.prompts)]
-
-    def is_done(self, step: int) -> bool:
-        """Whether the scores of a step are stored; always, where evaluation is switched off."""
-        return not self.pairs or has_evaluation(self.folder, step)
-
-    def wants_average(self, step: int) -> bool:
-        """Whether the running average of the weights is evaluated too: it is asked for, there is
-        one, and it can differ."""
-        averaged = self.config.eval.ema and self.config.learner.ema_decay > 0
-        return bool(step and averaged and self.pairs)
 
     async def evaluate(
         self, step: int, weights: Published, workers: Workers, average: bool = False
@@ -73,10 +63,11 @@ class Evaluator:
         pool = workers.rollouts.pool
         for (prompt, seed), video in zip(self.pairs, videos, strict=True):
             data = await asyncio.to_thread(encode_mp4, await pool.fetch(video))
-            self.folder.write_bytes(video_file(step, prompt.id, seed, average), data)
+            name = video_file(step, prompt.id, seed, average)
+            await asyncio.to_thread(self.folder.write_bytes, name, data)
         self._store(step, samples, average)
         self._report(step, samples, average)
-        if step and average == self.wants_average(step):
+        if step and average == (True in evaluated_kinds(self.config, step)):
             self._raise_alarms(step, samples)
         return samples
 

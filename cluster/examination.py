@@ -17,7 +17,7 @@ from typing import Any
 
 from cluster.metrics import MetricsLog
 from cluster.pools import Pool, WorkerLost
-from rewards.examiner import Rows, drift, faults
+from rewards.examiner import Rows, drift, faults, known_clips
 
 Row = Mapping[str, Any]
 
@@ -31,16 +31,20 @@ WINDOW = 5
 class Examination:
     """Examines a run's reconstruction workers."""
 
-    def __init__(self, every: int, pool: Pool, metrics: MetricsLog) -> None:
-        """`every` steps; 0: never."""
+    def __init__(self, every: int, pool: Pool, metrics: MetricsLog, clip_timeout_s: float) -> None:
+        """`every` steps; 0: never. A worker that needs longer for all clips together than
+        `clip_timeout_s` for each counts as dead."""
         self.every, self.pool, self.metrics = every, pool, metrics
+        self.clip_timeout_s = clip_timeout_s
 
     async def examine_if_due(self, step: int) -> None:
         """Examine after `step` optimizer steps, if it is time; say every alarm."""
         if not self.every or step % self.every or not step:
             return
-        with contextlib.suppress(WorkerLost):  # the pool mends itself; the next one will be held
-            rows: Rows = await self.pool.call("examine")
+        limit_s = self.clip_timeout_s * sum(1 for _ in known_clips())
+        # The pool mends itself, and the next one will be held.
+        with contextlib.suppress(WorkerLost, TimeoutError):
+            rows: Rows = await self.pool.call("examine", timeout_s=limit_s)
             first = next(self.metrics.rows("examiner"), None)
             found = [*faults(rows), *(drift(first["scores"], rows) if first else [])]
             found += hacking(self.metrics.rows("step"))

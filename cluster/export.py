@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,9 @@ def export_run(source: str, to: Path, average: bool | None, merged: bool) -> Tra
     from learner.export import save_comfy, save_merged
     from learner.lora import save_adapter
 
+    # An export that was there is none any more until this one is whole.
+    (to / TRAINING).unlink(missing_ok=True)
+    shutil.rmtree(to / PIPELINE, ignore_errors=True)
     config = trained.config
     lora = config.policy.lora
     save_adapter(trained.weights, lora, to)

@@ -6,6 +6,7 @@ Elsewhere, as in the log of a Ray job, a run prints its lines alone.
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 import time
 from collections import deque
@@ -167,8 +168,9 @@ class Panel:
 
 
 def sparkline(values: list[float]) -> str:
-    """Values as one character each, from their least to their greatest."""
-    known = values[-HISTORY:]
+    """Values as one character each, from their least to their greatest; those that are no number,
+    as a skipped update leaves them, are left out."""
+    known = [value for value in values[-HISTORY:] if math.isfinite(value)]
     if len(known) < 2:
         return ""
     low, high = min(known), max(known)

@@ -40,15 +40,16 @@ from cluster.config import RunConfig, RunStopped
 from cluster.elastic import Supervisor
 from cluster.evaluate import Evaluator
 from cluster.examination import Examination
-from cluster.inflight import Waiting, read_in_flight
+from cluster.inflight import read_in_flight
 from cluster.ledger import Ledger, SampleRow
 from cluster.metrics import MetricsLog, pool_state, stage_clocks, step_row
 from cluster.patience import missing_is_fine, patiently
 from cluster.pools import ObjectGone, Published, Workers
 from cluster.record import Recorder
 from cluster.recovery import DurableLearner
-from cluster.saving import Saver
+from cluster.saving import Saver, Snapshot
 from cluster.startup import prove_run
+from cluster.storage import evaluated_kinds, missing_evaluations
 from learner.batch import flat_keys
 from learner.rank import StepReport
 from learner.schedule import Phase, phase_of
@@ -100,7 +101,15 @@ class Trainer:
         config, workers, say = self.config, self.workers, self.metrics.say
         rollouts = workers.rollouts
         self.learner = DurableLearner(workers.learner, rollouts, self.checkpoints, say)
-        self.saver = Saver(config, self.checkpoints, self.ledger, self.learner, rollouts.pool, say)
+        self.saver = Saver(
+            config,
+            self.checkpoints,
+            self.ledger,
+            self.learner,
+            rollouts.pool,
+            self._snapshot,
+            say,
+        )
         self.recorder = Recorder(
             config.record, self.metrics.folder, rollouts.pool, self.learner, say
         )
@@ -118,7 +127,9 @@ class Trainer:
         )
         limits = config.rewards
         reconstruction = workers.rewards.pools["reconstruction"]
-        self.examination = Examination(limits.examine_every, reconstruction, self.metrics)
+        self.examination = Examination(
+            limits.examine_every, reconstruction, self.metrics, limits.timeout_s
+        )
         self.supervisor = Supervisor(
             {kind: (pool, getattr(limits, kind)) for kind, pool in workers.rewards.pools.items()},
             config.supervision,
@@ -138,14 +149,15 @@ class Trainer:
                 self.supervisor.start()
                 while state.step < self.config.steps:
                     state, weights = await self._step(state, weights)
-                    await self._evaluate_if_due(state.step, weights)
+                    due = evaluated_kinds(self.config, state.step)
+                    await self._evaluate_if_due(state.step, weights, due)
                     await self._give_up_if_stopped(self.examination.examine_if_due(state.step))
             except _Stopping:
                 self.metrics.say(f"SIGTERM: leaving after step {state.step}")
             finally:
                 await self.supervisor.stop()
                 await self.collector.close()
-            await self.saver.finish(state, self._waiting)
+            await self.saver.finish(state)
             self.metrics.flush()
         return state
 
@@ -156,8 +168,8 @@ class Trainer:
                 lambda: prove_run(self.config, self.workers, prompts, weights, say)
             )
         )
-        if not self.evaluator.is_done(state.step):
-            await self._evaluate_if_due(state.step, weights)
+        missing = missing_evaluations(self.config, self.metrics.folder, state.step)
+        await self._evaluate_if_due(state.step, weights, missing)
         url = self.checkpoints.url(state.step)
         kept = await read_in_flight(url, self.workers.rollouts.pool) if state.step else []
         for ready, record in kept:
@@ -170,7 +182,8 @@ class Trainer:
         started, step = time.perf_counter(), state.step
         phase = phase_of(step, self.config.schedule)
         self.collector.publish(weights, self.learner.lineages)
-        await self._give_up_if_stopped(self.saver.hold_back(state, self._waiting))
+        # Not given up at a stop, which would have to wait for the same checkpoint.
+        await self.saver.hold_back(state)
         batch = await self._give_up_if_stopped(self.collector.batch(phase))
         await self.recorder.before(step, batch)
         report = await self.learner.step(step, batch)
@@ -178,7 +191,7 @@ class Trainer:
         await self.recorder.after(phase, report, weights)
         self.ledger.add(consumed_rows(batch, report))
         state = self._advance(state, weights, report)
-        await self.saver.save_if_due(state, self._waiting)
+        await self.saver.save_if_due(state)
         clocks = stage_clocks(self.workers)
         row = step_row(phase, batch, report, clocks, time.perf_counter() - started)
         self.metrics.write(row | pool_state(self.workers, self.saver.durable))
@@ -214,8 +227,17 @@ class Trainer:
         last = min(step + self.config.max_staleness + 1, self.config.steps)
         return [phase_of(s, self.config.schedule) for s in range(step, last)]
 
-    def _waiting(self) -> Waiting:
-        return self.collector.waiting() if self.config.checkpoint.keep_inflight else ()
+    def _snapshot(self, state: RunState) -> Snapshot:
+        """A state of the last whole step with the groups that were issued or dropped since then."""
+        waiting = self.collector.waiting() if self.config.checkpoint.keep_inflight else ()
+        return state.model_copy(update=self._groups()), waiting
+
+    def _groups(self) -> dict[str, Any]:
+        return {
+            "next_group": self.source.next_group,
+            "cursors": dict(self.source.cursors),
+            "in_flight": self.collector.in_flight(),
+        }
 
     def _advance(self, state: RunState, weights: Published, report: StepReport) -> RunState:
         bad = state.consecutive_bad_updates + 1 if report.update_skipped else 0
@@ -228,9 +250,7 @@ class Trainer:
         return state.model_copy(
             update={
                 "step": state.step + 1,
-                "next_group": self.source.next_group,
-                "cursors": dict(self.source.cursors),
-                "in_flight": self.collector.in_flight(),
+                **self._groups(),
                 "lineages": self.learner.lineages,
                 "account": report.account,
                 "weights_checksum": weights.version.checksum,
@@ -238,14 +258,15 @@ class Trainer:
             }
         )
 
-    async def _evaluate_if_due(self, step: int, weights: Published) -> None:
+    async def _evaluate_if_due(self, step: int, weights: Published, kinds: Sequence[bool]) -> None:
         every = self.config.eval.every
-        if step not in (0, self.config.steps) and not (every and step % every == 0):
+        due = step in (0, self.config.steps) or (every and step % every == 0)
+        if not (kinds and due):
             return
         for _ in range(MAX_LOSSES):
             evaluation = patiently(
                 f"the evaluation of step {step}",
-                lambda: self._evaluate(step, weights),
+                lambda: self._evaluate(step, weights, kinds),
                 self.metrics.say,
             )
             with contextlib.suppress(ObjectGone):
@@ -253,11 +274,10 @@ class Trainer:
                 return
         raise RunStopped(f"the videos of the evaluation of step {step} were lost again and again")
 
-    async def _evaluate(self, step: int, weights: Published) -> None:
-        await self.evaluator.evaluate(step, weights, self.workers)
-        if self.evaluator.wants_average(step):
-            average = await self.learner.publish_average(step)
-            await self.evaluator.evaluate(step, average, self.workers, average=True)
+    async def _evaluate(self, step: int, weights: Published, kinds: Sequence[bool]) -> None:
+        for average in kinds:
+            held = await self.learner.publish_average(step) if average else weights
+            await self.evaluator.evaluate(step, held, self.workers, average)
         self.metrics.refresh_report()
 
     @contextlib.contextmanager

@@ -160,7 +160,8 @@ class Rollouts:
     """Calls on the rollout pool."""
 
     def __init__(self, pool: Pool, timeout_s: float | None = None) -> None:
-        """A rollout that takes longer than `timeout_s` counts as a death of its worker."""
+        """A rollout that takes longer than `timeout_s` counts as a death of its worker; so do
+        samples that take longer than that each."""
         self.pool = pool
         self.timeout_s = timeout_s
 
@@ -188,15 +189,14 @@ class Rollouts:
         _require_published(report.weights, published.version, what)
         return GroupRollout(report, published, tuple(refs[:members]), tuple(refs[members:]))
 
-    async def _call_or_lose(self, method: str, *args: Any, returns: int) -> Any:
+    async def _call_or_lose(self, method: str, *args: Any, returns: int, units: int = 1) -> Any:
+        limit_s = None if self.timeout_s is None else units * self.timeout_s
         for _ in range(MAX_TIMEOUTS):
             with contextlib.suppress(TimeoutError):
-                return await self.pool.call(
-                    method, *args, returns=returns, timeout_s=self.timeout_s
-                )
+                return await self.pool.call(method, *args, returns=returns, timeout_s=limit_s)
         raise WorkerLost(
             f"{self.pool.name}.{method} was given up: {MAX_TIMEOUTS} workers did not finish it "
-            f"within {self.timeout_s} s"
+            f"within {limit_s} s"
         )
 
     async def sample(
@@ -211,13 +211,14 @@ class Rollouts:
         version, weights = published.version, published.weights
         answers = await asyncio.gather(
             *(
-                self.pool.call(
+                self._call_or_lose(
                     "sample",
                     list(prompts[c]),
                     list(seeds[c]),
                     version,
                     weights,
                     returns=1 + len(prompts[c]),
+                    units=len(prompts[c]),
                 )
                 for c in chunks
             )

@@ -17,10 +17,16 @@ from typing import Any
 
 import ray
 from ray.exceptions import (
-    ActorDiedError,
+    ActorPlacementGroupRemoved,
     ActorUnavailableError,
+    ActorUnschedulableError,
+    NodeDiedError,
     ObjectLostError,
+    OutOfMemoryError,
+    RayActorError,
+    RayError,
     RayTaskError,
+    RuntimeEnvSetupError,
 )
 
 from cluster.clocks import Meter
@@ -29,11 +35,22 @@ from cluster.pools import ObjectGone, WorkerLost, bind
 
 log = logging.getLogger(__name__)
 
-DEATHS = (ActorDiedError, ActorUnavailableError)
+DEATHS = (
+    RayActorError,
+    OutOfMemoryError,
+    NodeDiedError,
+    RuntimeEnvSetupError,
+    ActorUnschedulableError,
+    ActorPlacementGroupRemoved,
+)
+"""How Ray speaks of a worker that is gone; victims of its memory monitor have their own error."""
 MAX_BIRTHS = 2
 """A worker whose actor is gone for good, such as one whose constructor raises, is spawned anew this
 many times."""
 REVIVAL_POLL_S = 0.1
+SETTLING_TURNS = 5
+"""Turns of the event loop in which an answer that has arrived is noticed. Where something held the
+loop up, a time limit that ran out meanwhile is seen before the answers that came meanwhile."""
 
 
 @dataclass(slots=True, eq=False)
@@ -101,7 +118,7 @@ class RayPool:
             started = time.perf_counter()
             call = asyncio.ensure_future(_invoke(member.actor, method, args, returns))
             try:
-                answer = await asyncio.wait_for(asyncio.shield(call), timeout_s)
+                answer = await _within(call, timeout_s)
             except asyncio.CancelledError:
                 self._start(self._abandoned(member, call, started, timeout_s))
                 raise
@@ -136,15 +153,18 @@ class RayPool:
 
         async def ask(member: _Member, args: tuple[Any, ...]) -> Any:
             for _ in range(self.max_deaths):
+                call = asyncio.ensure_future(_invoke(member.actor, method, args, returns))
                 try:
-                    call = _invoke(member.actor, method, args, returns)
-                    return await asyncio.wait_for(call, limit_s)
+                    return await _within(call, limit_s)
                 except DEATHS as error:
                     lost = _first_line(error)
                 except TimeoutError:
                     lost = f"no answer within {limit_s} s"
                     ray.kill(member.actor, no_restart=False)
-                await self._revive(member)
+                finally:
+                    call.cancel()
+                if not await self._revive(member):
+                    break
             raise WorkerLost(f"a {self.name} worker died again and again in {method}: {lost}")
 
         asked = [ask(m, args) for m, args in zip(members, arguments, strict=True)]
@@ -198,10 +218,11 @@ class RayPool:
     ) -> None:
         """See a call to its end that nobody waits for: what it answers or raises says nothing."""
         try:
-            await asyncio.wait_for(call, timeout_s)
+            await _within(call, timeout_s)
         except DEATHS:
             self._died(member, started)
         except TimeoutError:
+            call.cancel()
             self._silenced(member, started)
         except Exception:
             self._ended(member, started)
@@ -263,7 +284,7 @@ class RayPool:
                 return True
             except ActorUnavailableError:
                 await asyncio.sleep(REVIVAL_POLL_S)
-            except ActorDiedError as error:
+            except RayError as error:  # it died, or cannot be started
                 if member.draining:
                     return False
                 if member.births == MAX_BIRTHS:
@@ -274,6 +295,8 @@ class RayPool:
         return False
 
     def _bury(self, member: _Member, reason: str) -> None:
+        if member not in self._members:
+            return
         self._members.remove(member)
         log.warning("%s: a worker does not start again: %s", self.name, reason)
         if not self._members:
@@ -340,11 +363,13 @@ class RayRanks:
         ]
         try:
             await asyncio.wait(calls, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
+            await _settle(calls)
             if not any(call.done() for call in calls):
                 raise TimeoutError(f"no rank answered {method} within {limit_s} s")
             await asyncio.wait(
                 calls, timeout=self._straggler_s, return_when=asyncio.FIRST_EXCEPTION
             )
+            await _settle(calls)
             for call in calls:
                 if call.done():
                     call.result()
@@ -380,6 +405,23 @@ class RayRanks:
         """Kill every rank."""
         for actor in self.actors:
             ray.kill(actor)
+
+
+async def _within(call: asyncio.Future[Any], timeout_s: float | None) -> Any:
+    """What a call answers or raises; TimeoutError where it is silent. It goes on in any case."""
+    await asyncio.wait([call], timeout=timeout_s)
+    await _settle([call])
+    if not call.done():
+        raise TimeoutError
+    return call.result()
+
+
+async def _settle(calls: Sequence[asyncio.Future[Any]]) -> None:
+    """Let answers that have arrived be noticed."""
+    for _ in range(SETTLING_TURNS):
+        if all(call.done() for call in calls):
+            return
+        await asyncio.sleep(0)
 
 
 async def _invoke(actor: Any, method: str, args: tuple[Any, ...], returns: int) -> Any:

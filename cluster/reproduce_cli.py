@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -62,9 +63,19 @@ def _reproduce(options: argparse.Namespace) -> int:
 
 
 def _local(arguments: Sequence[str]) -> int:
-    """Train in a process of its own."""
-    command = [sys.executable, "-m", "cluster.cli", *arguments, "--local"]
-    return subprocess.run(command, cwd=REPOSITORY, check=False).returncode
+    """Train in a process of its own, which ends with this one."""
+    child = subprocess.Popen(
+        [sys.executable, "-m", "cluster.cli", *arguments, "--local"], cwd=REPOSITORY
+    )
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        return child.wait()
+    except KeyboardInterrupt:
+        child.terminate()  # it leaves with a checkpoint
+        child.wait()
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _as_ray_job(arguments: Sequence[str]) -> int:

@@ -22,7 +22,13 @@ from cluster.config import (
 )
 from cluster.letter import explain
 from cluster.report.refresh import Refresher
-from cluster.storage import RunFolder, absolute_url, has_evaluation
+from cluster.storage import (
+    RunFolder,
+    absolute_url,
+    has_evaluation,
+    held,
+    missing_evaluations,
+)
 from cluster.trackers import require_tracker
 from cluster.versions import Lineages
 from prompts.camera import require_paths
@@ -78,9 +84,20 @@ def run_training(
     """
     config = config.model_copy(update={"run": absolute_url(config.run)})
     prompts = check_before_start(config)
+    with held(RunFolder(config.run)):
+        return _train(config, prompts, open_workers, say, view)
+
+
+def _train(
+    config: RunConfig,
+    prompts: dict[str, Sequence[Prompt]],
+    open_workers: OpenWorkers,
+    say: Callable[[str], None],
+    view: View | None,
+) -> RunState:
     folder, store = RunFolder(config.run), CheckpointStore(config.run)
     state = start_or_resume(config, store, say)
-    evaluated = not config.eval.prompts or has_evaluation(folder, state.step)
+    evaluated = not missing_evaluations(config, folder, state.step)
     if state.step >= config.steps and state.step > 0 and evaluated:
         say(f"run {config.run} has all of its {config.steps} steps")
         show_result(folder, state.step, say)

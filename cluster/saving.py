@@ -26,6 +26,10 @@ from learner.storage_errors import is_transient
 POLL_S = 0.1
 
 
+Snapshot = tuple[RunState, Waiting]
+"""A state with the groups that are in flight now, and those of them that are scored."""
+
+
 class SaveFailed(RunStopped):
     """The store refuses, for a reason that waiting does not mend."""
 
@@ -42,36 +46,37 @@ class Saver:
         ledger: Ledger,
         learner: DurableLearner,
         pool: Pool,
+        snapshot: Callable[[RunState], Snapshot],
         say: Callable[[str], None],
     ) -> None:
-        """`pool` fetches the trajectories of groups in flight."""
+        """`pool` fetches the trajectories of groups in flight; `snapshot` brings a state's groups
+        up to the moment."""
         self.durable = 0
         """Step of the newest durable checkpoint; 0 for none."""
         self.seconds = 0.0
         """Duration of the newest save, from copy to manifest."""
         self._config, self._checkpoints = config, checkpoints
         self._ledger, self._learner, self._pool, self._say = ledger, learner, pool, say
+        self._snapshot = snapshot
         self._task: asyncio.Task[None] | None = None
         self._overdue = False
         self._pause_s = FIRST_PAUSE_S
 
-    async def save_if_due(self, state: RunState, waiting: Callable[[], Waiting]) -> None:
+    async def save_if_due(self, state: RunState) -> None:
         """Start a save every `checkpoint.every` steps, or as soon as the one before has ended."""
         last = state.step == self._config.steps
         self._overdue |= last or state.step % self._config.checkpoint.every == 0
         if self._task is not None and self._task.done():
             self._task.result()
         if self._overdue and (self._task is None or self._task.done()):
-            await self._begin(state, waiting)
+            await self._begin(state)
 
-    async def hold_back(self, state: RunState, waiting: Callable[[], Waiting]) -> None:
+    async def hold_back(self, state: RunState) -> None:
         """Return when there is room for one more unsaved step."""
         while state.step - self.durable >= self._config.checkpoint.unsaved_limit:
-            await self.finish(state, waiting, at_least=self.durable + 1)
+            await self.finish(state, at_least=self.durable + 1)
 
-    async def finish(
-        self, state: RunState, waiting: Callable[[], Waiting], at_least: int | None = None
-    ) -> None:
+    async def finish(self, state: RunState, at_least: int | None = None) -> None:
         """Return when a checkpoint of `at_least` (the state's step) is durable."""
         wanted = state.step if at_least is None else at_least
         while True:
@@ -85,16 +90,20 @@ class Saver:
                     f"{self.durable}); trying again in {self._pause_s / 2:g} s"
                 )
                 await asyncio.sleep(self._pause_s / 2)
-            await self._begin(state, waiting)
+            await self._begin(state)
 
-    async def _begin(self, state: RunState, waiting: Callable[[], Waiting]) -> None:
+    async def _begin(self, state: RunState) -> None:
         self._overdue = False
-        kept = waiting()
+        # Of one moment, which may be long after the step: what the ledger says of a group and what
+        # the state does must not contradict each other.
+        state, kept = self._snapshot(state)
         pending = self._ledger.pending()
         started = time.perf_counter()
         try:
             url = await asyncio.to_thread(self._checkpoints.begin, state.step)
             await self._learner.begin_save(url)
+        except LearnerLost:
+            raise  # fresh ranks were lost again and again: no repetition mends that
         except Exception as error:
             self._failed(state.step, error)
             return

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
+import socket
 import uuid
+from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -108,6 +112,38 @@ class RunFolder:
             ) from None
 
 
+LOCK = "train.lock"
+
+
+@contextlib.contextmanager
+def held(folder: RunFolder) -> Iterator[None]:
+    """Be the only process that trains a run; ConfigError where another one does.
+
+    The lock ends with the process, however it ends. An object store has none: there the user sees
+    to it.
+    """
+    if not folder.is_local:
+        yield
+        return
+    with open(folder.path(LOCK), "a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            who = file.read().strip() or "unknown"
+            raise ConfigError(
+                f"run = {folder.url!r} is being trained by another process ({who}); stop that one, "
+                "or choose another folder"
+            ) from None
+        except OSError:  # a file system without locks
+            yield
+            return
+        file.truncate(0)
+        file.write(f"pid {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        yield
+
+
 def stored_config(folder: RunFolder) -> RunConfig:
     """The configuration of a run, as its folder holds it; ConfigError where it cannot be read."""
     try:
@@ -132,6 +168,24 @@ def samples_folder(step: int) -> str:
 def scores_file(step: int, average: bool = False) -> str:
     """Scores of a step's evaluation, of the weights or of their running average."""
     return f"{samples_folder(step)}/{'ema_' if average else ''}scores.json"
+
+
+def evaluated_kinds(config: RunConfig, step: int) -> tuple[bool, ...]:
+    """Evaluations that a step gets where one is due: False for the weights, True for their running
+    average, where it is asked for, there is one, and it can differ."""
+    if not config.eval.prompts:
+        return ()
+    averaged = step and config.eval.ema and config.learner.ema_decay > 0
+    return (False, True) if averaged else (False,)
+
+
+def missing_evaluations(config: RunConfig, folder: RunFolder, step: int) -> tuple[bool, ...]:
+    """Those of `evaluated_kinds` that are not stored."""
+    return tuple(
+        average
+        for average in evaluated_kinds(config, step)
+        if not folder.exists(scores_file(step, average))
+    )
 
 
 def has_evaluation(folder: RunFolder, step: int) -> bool:

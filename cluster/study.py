@@ -63,7 +63,7 @@ class StudyKey(BaseModel):
     study: str = Field(min_length=1)
     """Random name of the study, which its answers carry."""
     seed: int
-    """Of the choice of pairs and of all tokens."""
+    """Of the choice of pairs."""
     a: str
     """Folder of A."""
     b: str
@@ -79,10 +79,11 @@ def write_study(a: str, b: str, to: Path, pairs: int, seed: int | None) -> Study
     """
     seed = secrets.randbits(32) if seed is None else seed
     rng = np.random.default_rng(seed)
+    # Not of the seed: browsers keep answers by the study's name, and two studies are two.
+    tokens = iter(_tokens(3 * pairs + 1))
+    study = next(tokens)
     common = _common(a, b)
     chosen = [common[i] for i in sorted(rng.permutation(len(common))[:pairs])]
-    tokens = iter(_tokens(rng, 3 * len(chosen) + 1))
-    study = next(tokens)
     shown = []
     videos: dict[str, bytes] = {}
     folders = RunFolder(a), RunFolder(b)
@@ -132,11 +133,11 @@ def _common(a: str, b: str) -> list[tuple[Clip, Clip]]:
     return common
 
 
-def _tokens(rng: np.random.Generator, count: int) -> list[str]:
+def _tokens(count: int) -> list[str]:
     """Distinct random names, of which none says anything."""
     names: dict[str, None] = {}
     while len(names) < count:
-        names[rng.bytes(6).hex()] = None
+        names[secrets.token_hex(6)] = None
     return list(names)
 
 

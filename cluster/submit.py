@@ -12,14 +12,16 @@ import time
 from collections.abc import Callable
 
 from ray.exceptions import AuthenticationError
-from ray.job_submission import JobStatus, JobSubmissionClient
+from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
-from cluster.config import ConfigError
+from cluster.config import ConfigError, RunStopped
 from cluster.job_file import JobFile
 
 POLL_S = 1.0
 AGENT_TIMEOUT_S = 120.0
 """Bound of the wait for the agent that starts jobs: it comes up after the Jobs API."""
+SILENCE_S = 600.0
+"""A cluster that does not say for so long what became of a job is given up."""
 LONGEST_WAIT_S = 600.0
 """Bound of the time before a failed job is started again."""
 BAD_INPUT = 2
@@ -100,9 +102,7 @@ def _submit(
 def follow_job(client: JobSubmissionClient, submission: str, say: Callable[[str], None]) -> int:
     """Say a job's log until it ends; its exit code, 1 where it was stopped or lost."""
     asyncio.run(_tail(client, submission, say))
-    while not client.get_job_status(submission).is_terminal():
-        time.sleep(POLL_S)
-    info = client.get_job_info(submission)
+    info = _ended(client, submission, say)
     if info.status is JobStatus.SUCCEEDED:
         return 0
     say(f"{submission}: {info.status.value}. {' '.join(str(info.message or '').split())[:300]}")
@@ -110,10 +110,36 @@ def follow_job(client: JobSubmissionClient, submission: str, say: Callable[[str]
     return code if code else 1
 
 
+class ClusterSilent(RunStopped):
+    """Nobody says any more what became of a job."""
+
+    advice = "look for it with `ray job status` before you submit it again: it may still run"
+
+
+def _ended(client: JobSubmissionClient, submission: str, say: Callable[[str], None]) -> JobDetails:
+    """Wait for a job's end, over interruptions of the connection. ClusterSilent."""
+    heard = time.monotonic()
+    while True:
+        try:
+            info = client.get_job_info(submission)
+        except (RuntimeError, OSError) as error:
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+            if time.monotonic() - heard > SILENCE_S:
+                raise ClusterSilent(
+                    f"the cluster has not answered for {SILENCE_S:g} s what became of {submission} "
+                    f"({reason})"
+                ) from error
+            say(f"(no answer about {submission}: {reason}; asking again)")
+        else:
+            heard = time.monotonic()
+            if info.status.is_terminal():
+                return info
+        time.sleep(POLL_S)
+
+
 async def _tail(client: JobSubmissionClient, submission: str, say: Callable[[str], None]) -> None:
     try:
         async for text in client.tail_job_logs(submission):
             say(text.removesuffix("\n"))
-    except RuntimeError as error:
-        # The stream broke, not the job: its state is asked for below.
+    except Exception as error:  # whatever broke the stream: the job's state is asked for below
         say(f"(log interrupted: {' '.join(str(error).split())[:120]})")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Decay = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 
@@ -56,6 +56,15 @@ class LearnerConfig(BaseModel):
     model fits beside the activations. One rank has them whole in any case."""
     timeout_s: float = Field(default=600.0, gt=0, le=86400, allow_inf_nan=False)
     """A collective that takes longer than this kills the process group."""
+
+    @model_validator(mode="after")
+    def _one_gpu_each(self) -> LearnerConfig:
+        if self.ranks > 1 and 0 < self.gpus_per_rank < 1:
+            raise ValueError(
+                f"learner.gpus_per_rank = {self.gpus_per_rank} would put ranks on one GPU, which "
+                f"NCCL refuses; allowed with {self.ranks} ranks: 0 or 1"
+            )
+        return self
 
     @property
     def frozen_whole(self) -> bool:

@@ -37,6 +37,12 @@ SAVE_ATTEMPTS = 4
 times."""
 
 
+def gpu_index(device: torch.device) -> int:
+    """Which of the GPUs that this process sees a device is: "cuda" alone is the first. Ray shows an
+    actor only its own."""
+    return 0 if device.index is None else device.index
+
+
 def start_process_group(
     rank: int, world_size: int, init_url: str | None, device: torch.device, timeout_s: float
 ) -> DeviceMesh:
@@ -52,7 +58,7 @@ def start_process_group(
     if dist.is_initialized():
         raise ValueError("this process has a process group already; close the other LearnerRank")
     if device.type == "cuda":
-        torch.cuda.set_device(device)
+        torch.cuda.set_device(gpu_index(device))
     store = dist.HashStore() if world_size == 1 else None
     if store is None and not init_url:
         raise ValueError(f"init_url is {init_url!r}; a world of {world_size} ranks needs one")

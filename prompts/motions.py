@@ -73,13 +73,14 @@ def _phrase_pattern(phrase: str) -> str:
 
 
 # The look-arounds refuse a phrase that is only part of a longer (or hyphenated) word. A number
-# counts as an amount only with its unit: "move left by 3 people" states none.
+# counts as an amount only with its unit: "move left by 3 people" states none. Whatever looks like a
+# number is taken, so that one which cannot be read ("1,000") is refused and not passed over.
 _DETECTOR = re.compile(
     r"(?<![\w-])(?P<phrase>"
     + "|".join(_phrase_pattern(phrase) for phrase in VOCABULARY)
     + r")(?![\w-])"
-    r"(?:\s+by\s+(?P<amount>\d+(?:\.\d+)?)\s*"
-    r"(?:(?P<degrees>°|deg(?:ree)?s?\b)|(?P<depths>(?:scene\s+)?depths?\b)))?",
+    r"(?:\s+by\s+(?:(?:about|around|roughly)\s+)?(?P<amount>[-+]?[\d.,]*\d)[\s-]*"
+    r"(?:(?P<degrees>[°º]|deg(?:ree)?s?\b)|(?P<depths>(?:scene[\s-]+)?depths?\b)))?",
     re.IGNORECASE,
 )
 
@@ -101,7 +102,7 @@ def detect_segments(text: str) -> tuple[Segment, ...]:
         amount = None
         if match["amount"] is not None:
             unit = "degrees" if match["degrees"] else "depths"
-            amount = _amount(phrase, motions, float(match["amount"]), unit)
+            amount = _amount(phrase, motions, _number(phrase, match["amount"]), unit)
         found.extend(Segment(motion, amount) for motion in motions)
     return tuple(found)
 
@@ -109,6 +110,15 @@ def detect_segments(text: str) -> tuple[Segment, ...]:
 def detect_motions(text: str) -> tuple[Motion, ...]:
     """The motions of `detect_segments`, without their amounts."""
     return tuple(segment.motion for segment in detect_segments(text))
+
+
+def _number(phrase: str, written: str) -> float:
+    try:
+        return float(written)
+    except ValueError:
+        raise ValueError(
+            f"{phrase!r} is asked for by {written}; allowed: a plain number such as 30 or 0.4"
+        ) from None
 
 
 def _amount(phrase: str, motions: tuple[Motion, ...], amount: float, unit: str) -> float:

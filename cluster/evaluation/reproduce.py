@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cluster.config import OVERRIDES, REPOSITORY, ConfigError, load
+from cluster.config import OVERRIDES, REPOSITORY, ConfigError, flatten_tree, load
 from cluster.evaluation.reproduction import SETTINGS, VARIANTS, Variant
 from cluster.evaluation.result import Side, from_json
 from cluster.evaluation.run import Request, evaluate
@@ -84,7 +84,9 @@ class Reproduction:
     """A reproduction in a folder, as far as it got."""
 
     def __init__(self, plan: Plan, out: RunFolder, say: Callable[[str], None]) -> None:
-        """ConfigError where another plan's figures lie in `out`."""
+        """ConfigError where another plan's figures lie in `out`, or an override of every run would
+        undo an ablation."""
+        require_own_keys(plan.overrides)
         self.plan, self.out, self.say = plan, out, say
         settings = tomllib.loads((OVERRIDES / SETTINGS).read_text())
         mine = {
@@ -126,8 +128,13 @@ class Reproduction:
             if code:
                 self.say(f"{job.name}: training ended with exit code {code}")
                 return False
+            source = find_source(url, True)
+            reached = source.trained.step if source.trained is not None else 0
+            if reached != self.plan.steps:
+                self.say(f"{job.name}: {reached} of {self.plan.steps} steps; it is not evaluated")
+                return False
             files = settings_files(job.variant)
-            self._evaluate(job.name, find_source(url, True), job.variant.overrides, files)
+            self._evaluate(job.name, source, job.variant.overrides, files)
         return True
 
     def sides(self) -> dict[str, list[Side]]:
@@ -166,6 +173,21 @@ class Reproduction:
             device="cpu",
         )
         evaluate(request, RunFolder(f"{self.out.url}/evaluations/{name}"), self.say)
+
+
+def require_own_keys(overrides: Sequence[str]) -> None:
+    """ConfigError for an override of a key that a variant sets: it would have the last word."""
+    keys = [override.partition("=")[0] for override in overrides]
+    for variant in VARIANTS:
+        own = [override.partition("=")[0] for override in variant.overrides]
+        if variant.file is not None:
+            own += flatten_tree(tomllib.loads((OVERRIDES / variant.file).read_text()))
+        for key in keys:
+            if key in own:
+                raise ConfigError(
+                    f"{key} is what {variant.name!r} changes; as key=value for every run it would "
+                    "undo that ablation"
+                )
 
 
 def settings_files(variant: Variant) -> list[str]:

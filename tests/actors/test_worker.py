@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from actors.config import PolicyConfig, RolloutConfig
 from actors.policy import Policy
@@ -85,6 +87,35 @@ def test_rollout_answers_report_trajectories_and_videos(
         assert isinstance(video, np.ndarray)
         assert (video.shape, video.dtype) == ((9, 32, 48, 3), np.uint8)
         assert video.flags.owndata
+
+
+def test_a_member_that_diverges_is_reported_and_the_others_are_sampled(
+    worker: RolloutWorker, weights: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Member 1 of 3 leaves the branches' first step with NaN: its group keeps the others' bits."""
+    policy = worker._policy
+    bind, broken = policy.bind, 1
+
+    def diverging(prompts: Sequence[Prompt]) -> Callable[[Tensor, Tensor], Tensor]:
+        velocity = bind(prompts)
+
+        def bound(latents: Tensor, sigma: Tensor) -> Tensor:
+            found = velocity(latents, sigma)
+            if len(found) == REQUEST.members:
+                found[broken] = torch.nan
+            return found
+
+        return bound
+
+    _, *expected = worker.rollout(REQUEST, _version(weights), weights)
+    monkeypatch.setattr(policy, "bind", diverging)
+    report, *rest = worker.rollout(REQUEST, _version(weights), weights)
+    assert isinstance(report, RolloutReport)
+    assert report.non_finite == (broken,)
+    videos, others = rest[3:], expected[3:]
+    for member in (0, 2):
+        assert np.array_equal(videos[member], others[member])
+    assert videos[broken].shape == others[broken].shape
 
 
 def test_the_same_request_gives_the_same_bits_anywhere(

@@ -51,6 +51,16 @@ def test_overrides_win_over_files_and_files_over_the_preset(tmp_path: Path) -> N
             ["rollout.group_size", "1", "greater than or equal to 2"],
         ),
         ("toy", ["learner.ranks=3"], ["learner.ranks", "3", "32"]),
+        (
+            "toy",
+            ["rollout.kernel=cps", "rollout.noise_level=1.5"],
+            ["rollout.noise_level", "1.5", "up to 1"],
+        ),
+        (
+            "toy",
+            ["learner.ranks=2", "learner.gpus_per_rank=0.5"],
+            ["learner.gpus_per_rank", "0.5", "0 or 1"],
+        ),
         ("toy", ["learner.updates_per_batch=5"], ["learner.updates_per_batch", "5", "16"]),
         ("toy", ["rewards.min_group_size=9"], ["rewards.min_group_size", "9", "8"]),
         ("toy", ["learner.learning_rate=nan"], ["learner.learning_rate", "nan"]),

@@ -38,7 +38,7 @@ def test_it_examines_every_so_often_and_says_its_alarms(tmp_path: Path) -> None:
     metrics = log(tmp_path, said)
     pool = LocalPool("reconstruction", Scorer(GOOD, GOOD, BLIND))
     assert isinstance(pool.meter, Meter)
-    examination = Examination(10, pool, metrics)
+    examination = Examination(10, pool, metrics, clip_timeout_s=30)
     for step in range(31):
         asyncio.run(examination.examine_if_due(step))
     rows = list(metrics.rows("examiner"))
@@ -56,7 +56,7 @@ def test_it_examines_every_so_often_and_says_its_alarms(tmp_path: Path) -> None:
 def test_zero_never_examines(tmp_path: Path) -> None:
     said: list[str] = []
     metrics = log(tmp_path, said)
-    examination = Examination(0, LocalPool("reconstruction", Scorer()), metrics)
+    examination = Examination(0, LocalPool("reconstruction", Scorer()), metrics, clip_timeout_s=30)
     for step in range(5):
         asyncio.run(examination.examine_if_due(step))
     assert said == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from typing import Any
 
 import pytest
@@ -27,6 +28,8 @@ def test_sparkline_reaches_from_least_to_greatest() -> None:
     assert sparkline([1.0, 2.0, 3.0, 8.0]) == "▁▂▃█"
     assert sparkline([2.0, 2.0]) == "▁▁"
     assert sparkline([2.0]) == ""
+    assert sparkline([1.0, math.nan, 8.0, math.inf]) == "▁█", "a skipped update has no KL"
+    assert sparkline([math.nan, 1.0]) == ""
     assert len(sparkline([float(i) for i in range(99)])) == 32
 
 

@@ -96,6 +96,11 @@ def test_run_killed_before_its_last_evaluation_makes_up_for_it(smallest: Build) 
     assert any(line.startswith("eval after 1 steps") for line in lines)
     assert any("total reward" in line for line in lines)
     assert len(steps(config)) == 1
+    (Path(config.run) / "samples/step_000001/ema_scores.json").unlink()
+    again: list[str] = []
+    assert run(config, again) == checksum
+    said = [line.partition(":")[0] for line in again if line.startswith(("eval", "averaged"))]
+    assert said == ["averaged weights after 1 steps"]
 
 
 @pytest.mark.slow

@@ -120,12 +120,12 @@ def test_a_frozen_worker_is_replaced_and_costs_its_call_a_timeout(spawn: Spawn) 
 def test_a_call_that_nobody_waits_for_costs_no_worker(spawn: Spawn) -> None:
     async def test(pool: RayPool) -> None:
         pid = await pool.call("pid")
-        call = asyncio.ensure_future(pool.call("wait", 0.5, 0))
+        started = time.monotonic()
+        call = asyncio.ensure_future(pool.call("wait", 2.0, 0))
         await asyncio.sleep(0.2)
         call.cancel()
-        started = time.monotonic()
         assert await pool.call("wait", 0.0, 1) == (1, pid)
-        assert time.monotonic() - started > 0.1, "it was free when its call had ended"
+        assert time.monotonic() - started >= 2.0, "it is free when its call has ended"
         assert pool.meter.busy == 0
 
     run(test, spawn)
@@ -214,10 +214,16 @@ def test_what_a_worker_prints_is_rotated(spawn: Spawn) -> None:
     assert sum(sizes) <= 4 * LOG_BYTES + 10_000
 
 
+async def ready(ranks: RayRanks) -> None:
+    """Two processes do not start within the time in which two ranks must answer."""
+    await asyncio.gather(*(actor.__ray_ready__.remote() for actor in ranks.actors))
+
+
 def test_ranks_are_lost_together_and_replaced_together(spawn: Spawn) -> None:
     async def test() -> None:
         ranks = RayRanks("ranks", lambda: [spawn(0), spawn(1)], straggler_s=2.0)
         try:
+            await ready(ranks)
             pids = await ranks.call_all("pid", [(), ()])
             os.kill(pids[1], signal.SIGSTOP)
             started = time.monotonic()
@@ -226,6 +232,7 @@ def test_ranks_are_lost_together_and_replaced_together(spawn: Spawn) -> None:
             assert time.monotonic() - started < 10
             await ranks.restart()
             assert gone(pids[1], within_s=20), "a frozen rank would keep its memory"
+            await ready(ranks)
             fresh = await ranks.call_all("pid", [(), ()])
             assert not set(fresh) & set(pids)
             os.kill(fresh[0], signal.SIGKILL)
@@ -293,7 +300,7 @@ def test_workers_that_take_several_calls_at_once_share_them_and_lose_none(spawn:
             took = time.monotonic() - started
             assert [value for value, _ in answers] == list(range(24))
             assert [pid for _, pid in answers].count(pids[0]) == 12
-            assert 0.9 <= took < 2.0, took
+            assert 0.9 <= took < 3.0, f"{took:.1f} s; without threads they take 3.6"
             calls = [asyncio.ensure_future(pool.call("wait", 0.3, i)) for i in range(24)]
             await asyncio.sleep(0.15)
             os.kill(pids[0], signal.SIGKILL)
@@ -303,8 +310,8 @@ def test_workers_that_take_several_calls_at_once_share_them_and_lose_none(spawn:
             await asyncio.sleep(0.1)
             given_up.cancel()
             await asyncio.gather(given_up, return_exceptions=True)
-            assert pids[1] in await pool.call_all("pid", [()] * 2)
             assert (pool.meter.busy, pool.meter.waiting) == (1, 0)
+            assert pids[1] in await pool.call_all("pid", [()] * 2)
             deadline = time.monotonic() + 20
             while pool.meter.busy and time.monotonic() < deadline:
                 await asyncio.sleep(0.05)

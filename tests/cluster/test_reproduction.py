@@ -9,12 +9,13 @@ import pytest
 
 from benchmarks import gap
 from cluster.cli import main
-from cluster.config import flatten, load
+from cluster.config import ConfigError, flatten, load
 from cluster.evaluation.measure import ClipFigures
 from cluster.evaluation.paper import ABLATIONS
-from cluster.evaluation.reproduce import Plan, jobs, settings_files
+from cluster.evaluation.reproduce import Plan, Reproduction, jobs, settings_files
 from cluster.evaluation.reproduction import VARIANTS, gap_closed, goals, seed_mean
 from cluster.evaluation.result import Side
+from cluster.storage import RunFolder
 
 
 def side(**figures: float) -> Side:
@@ -105,6 +106,24 @@ def test_first_seeds_come_first() -> None:
     assert arguments[-4::2] == ["--config", "--config"]
     assert arguments[-3].endswith("/reproduction.toml")
     assert arguments[-1].endswith("/no_s_traj.toml")
+
+
+@pytest.mark.parametrize(
+    ("override", "variant"),
+    [
+        ("rewards.weights.traj=1.5", "no_s_traj"),
+        ("camera.strength=0.5", "no_noise_transport"),
+        ("schedule.dynamic_steps=4", "no_general_reward"),
+        ("prompts.train=toy_train[:9]", "third_of_prompts"),
+    ],
+)
+def test_an_override_that_would_undo_an_ablation_is_refused(
+    override: str, variant: str, tmp_path: Path
+) -> None:
+    out = RunFolder(str(tmp_path / "out"))
+    with pytest.raises(ConfigError, match=rf"{override.partition('=')[0]} is what '{variant}'"):
+        Reproduction(Plan(96, 66, ("rollout.workers=1", override)), out, lambda line: None)
+    assert not out.exists("plan.json")
 
 
 TINY = (

@@ -31,8 +31,8 @@ from cluster.saving import Saver
 
 Build = Callable[..., RunConfig]
 FAST = Durations(0.002, 0.002, learner_s=0.004)
-TIME_TO_COMMIT = Durations(0.002, 0.002, learner_s=0.05)
-"""Two steps take longer than a checkpoint on a busy machine."""
+DURABLE_IN_TIME = "checkpoint.max_unsaved_steps=2"
+"""With a checkpoint every other step: step n waits for that of step n - 2."""
 LOOP = ("steps=6", "schedule.main_steps=3", "schedule.dynamic_steps=2", "rewards.artifacts.keep=0")
 
 
@@ -119,9 +119,9 @@ def test_lost_ranks_are_replaced_and_repeat_what_no_checkpoint_covers(
 ) -> None:
     """With max_staleness 0 the run ends with the weights of an undisturbed one."""
     options = (*LOOP, "checkpoint.every=2", f"max_staleness={staleness}")
-    config = smallest(*options, name="disturbed")
-    durations = TIME_TO_COMMIT if ("load", -1) in fail_at else FAST
-    ranks = SimulatedRanks(config, durations, fail_at=list(fail_at))
+    bounded = (DURABLE_IN_TIME,) if ("load", -1) in fail_at else ()
+    config = smallest(*options, *bounded, name="disturbed")
+    ranks = SimulatedRanks(config, FAST, fail_at=list(fail_at))
     state, said = run(config, ranks)
     assert ranks.fail_at == []
     # A save that fails is repeated; the ranks are replaced when the loop next calls them.
@@ -136,9 +136,15 @@ def test_lost_ranks_are_replaced_and_repeat_what_no_checkpoint_covers(
 
 
 def test_ranks_lost_while_they_write_leave_no_checkpoint_of_halves(smallest: Build) -> None:
-    """The save of step 2 takes longer than step 2 itself, in which the ranks that write it die."""
+    """The save of step 2 does not end before step 2 itself, in which the ranks that write it
+    die."""
+
+    class Slow(SimulatedRanks):
+        async def saved(self, wait_s: float) -> bool:
+            return bool(self.restarts) and await super().saved(wait_s)
+
     config = smallest(*LOOP, "checkpoint.every=2")
-    ranks = SimulatedRanks(config, FAST, save_s=0.3, fail_at=[("step", 2)])
+    ranks = Slow(config, FAST, fail_at=[("step", 2)])
     _, said = run(config, ranks)
     assert ranks.restarts == 1
     assert any("checkpoint of step 2 failed (the ranks were replaced" in line for line in said)
@@ -188,7 +194,7 @@ def test_a_coordinator_killed_in_any_phase_is_resumed_to_the_same_weights(
 ) -> None:
     """kill -9. `write` is after the shards and before the ledger, `commit` after the ledger and
     before the manifest."""
-    options = (*LOOP, f"max_staleness={staleness}", "checkpoint.every=2")
+    options = (*LOOP, f"max_staleness={staleness}", "checkpoint.every=2", DURABLE_IN_TIME)
     config = smallest(*options, name="killed")
     this_process = os.getpid()
 
@@ -294,10 +300,14 @@ def test_sigterm_leaves_a_checkpoint_and_the_run_goes_on(smallest: Build) -> Non
     slow = Durations(0.02, 0.01, learner_s=0.03)
     said: list[str] = []
 
+    def say(line: str) -> None:
+        said.append(line)
+        if line.startswith("step    1/8"):
+            os.kill(os.getpid(), signal.SIGTERM)
+
     async def train() -> RunState:
         workers = simulated_workers(config, slow)
-        trainer, state = simulated_trainer(config, workers, said.append)
-        asyncio.get_running_loop().call_later(0.25, os.kill, os.getpid(), signal.SIGTERM)
+        trainer, state = simulated_trainer(config, workers, say)
         return await trainer.train(state)
 
     state = asyncio.run(train())

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from threading import Thread
+from typing import cast
 
+import aiohttp
 import pytest
+import requests
+from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient, JobType
 
 from cluster import submit
 from cluster.config import ConfigError
@@ -47,6 +51,40 @@ def answered_by(refusals: list[str], act: Callable[[str], None]) -> None:
 
 def submitted(address: str, said: list[str]) -> int:
     return submit.submit_job(JOB, address, follow=False, say=said.append, first_wait_s=0)
+
+
+class Interrupted:
+    """A client whose connection breaks: the log's at once, the status's a few times."""
+
+    def __init__(self, silent: int) -> None:
+        self.silent = silent
+
+    async def tail_job_logs(self, submission: str) -> AsyncIterator[str]:
+        yield "a line\n"
+        raise aiohttp.ServerDisconnectedError
+
+    def get_job_info(self, submission: str) -> JobDetails:
+        if self.silent:
+            self.silent -= 1
+            raise requests.exceptions.ConnectionError("refused")
+        return JobDetails(type=JobType.SUBMISSION, status=JobStatus.SUCCEEDED, entrypoint="true")
+
+
+def test_a_broken_connection_is_no_end_of_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(submit, "POLL_S", 0.0)
+    said: list[str] = []
+    client = cast(JobSubmissionClient, Interrupted(silent=3))
+    assert submit.follow_job(client, "job", said.append) == 0
+    assert said[0] == "a line"
+    assert "log interrupted" in said[1]
+    assert sum("no answer about job" in line for line in said) == 3
+
+
+def test_a_cluster_that_never_answers_again_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(submit, "SILENCE_S", -1.0)
+    client = cast(JobSubmissionClient, Interrupted(silent=10**6))
+    with pytest.raises(submit.ClusterSilent, match="what became of job"):
+        submit.follow_job(client, "job", lambda line: None)
 
 
 def test_late_agent_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,14 @@ from learner.optimizer import FINAL_SHARE, ShardedAdamW, learning_rate_after
 CONFIG = LearnerConfig(learning_rate=1e-2, weight_decay=0.1, max_grad_norm=1.0)
 
 
+def test_a_gpu_without_an_index_is_the_first_that_the_process_sees() -> None:
+    """torch.cuda.set_device takes no device without one; Ray's actors are told "cuda"."""
+    with pytest.raises(ValueError, match="index"):
+        torch.cuda.set_device(torch.device("cuda"))
+    assert fsdp.gpu_index(torch.device("cuda")) == 0
+    assert fsdp.gpu_index(torch.device("cuda:3")) == 3
+
+
 @pytest.fixture
 def mesh() -> Iterator[DeviceMesh]:
     yield fsdp.start_process_group(0, 1, None, torch.device("cpu"), 60.0)

@@ -89,6 +89,9 @@ def test_primitives_are_the_papers_nine() -> None:
             [(M.MOVE_LEFT, None), (M.PAN_RIGHT, None)],
         ),
         ("pan left by 30 degreesque", [(M.PAN_LEFT, None)]),
+        ("push in by .4 scene-depths", [(M.PUSH_IN, 0.4)]),
+        ("Pan left by about 30-degree steps", [(M.PAN_LEFT, 30.0)]),
+        ("orbit right by 40 º", [(M.ORBIT_RIGHT, 40.0)]),
     ],
 )
 def test_amounts_follow_their_motion(text: str, expected: list[tuple[Motion, float]]) -> None:
@@ -104,6 +107,9 @@ def test_amounts_follow_their_motion(text: str, expected: list[tuple[Motion, flo
         ("pull left by 9 degrees", r"an amount for each of its parts \('move left', 'pull out'"),
         ("pan left by 181 degrees", "allowed: above 0, up to 180 degrees"),
         ("pull out by 0 depths", "allowed: above 0, up to 3 depths"),
+        ("pull out by -0.4 depths", "allowed: above 0, up to 3 depths"),
+        ("push in by 0,4 depths", "'push in' is asked for by 0,4; allowed: a plain number"),
+        ("pan left by 1,000 degrees", "by 1,000; allowed: a plain number such as 30 or 0.4"),
     ],
 )
 def test_amounts_that_do_not_fit_are_refused(text: str, sentence: str) -> None:

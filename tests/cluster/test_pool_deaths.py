@@ -1,0 +1,141 @@
+"""How a pool takes what Ray says of its workers; handles that answer as they are told stand for
+Ray's actors. Real deaths: test_ray_pool.py."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from ray.exceptions import (
+    ActorDiedError,
+    ActorUnavailableError,
+    OutOfMemoryError,
+    RuntimeEnvSetupError,
+)
+
+from cluster import ray_pool
+from cluster.pools import WorkerLost
+from cluster.ray_pool import MAX_BIRTHS, RayPool, RayRanks
+
+
+@dataclass
+class Method:
+    """A method of an actor: its answer, or the error that Ray gives instead, after a while."""
+
+    answer: Any
+    after_s: float = 0.0
+
+    def options(self, **_: Any) -> Method:
+        return self
+
+    def remote(self, *_: Any) -> asyncio.Future[Any]:
+        loop = asyncio.get_running_loop()
+        future = loop.create_future()
+        answer = self.answer() if callable(self.answer) else self.answer
+        tell = future.set_exception if isinstance(answer, Exception) else future.set_result
+        threading.Timer(self.after_s, loop.call_soon_threadsafe, (tell, answer)).start()
+        return future
+
+
+@dataclass
+class Handle:
+    """An actor of one method."""
+
+    work: Method
+    __ray_ready__: Method
+
+
+@pytest.fixture
+def killed(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Actors that the pool killed."""
+    found: list[Any] = []
+    monkeypatch.setattr(ray_pool.ray, "kill", lambda actor, no_restart=True: found.append(actor))
+    return found
+
+
+def pool_of(spawn: Callable[[int], Handle]) -> RayPool:
+    return RayPool("waiters", spawn, 1)
+
+
+@pytest.mark.parametrize(
+    "death", [ActorDiedError(), ActorUnavailableError("gone", None), OutOfMemoryError("killed")]
+)
+def test_a_rank_that_dies_is_a_lost_worker_however_ray_puts_it(
+    death: Exception, killed: list[Any]
+) -> None:
+    async def test() -> None:
+        well, dead = (Handle(Method(answer), Method(True)) for answer in (1, death))
+        ranks = RayRanks("ranks", lambda: [well, dead], straggler_s=5.0)
+        with pytest.raises(WorkerLost, match="a ranks rank died in work"):
+            await ranks.call_all("work", [(), ()])
+
+    asyncio.run(test())
+
+
+@pytest.mark.parametrize("refusal", [ActorDiedError(), RuntimeEnvSetupError("no interpreter")])
+def test_a_worker_that_cannot_start_is_said_to_be_lost(
+    refusal: Exception, killed: list[Any]
+) -> None:
+    """By a call and by a call of all; it is spawned anew twice, and the reason is named."""
+    spawned: list[int] = []
+
+    def spawn(index: int) -> Handle:
+        spawned.append(index)
+        return Handle(Method(refusal), Method(refusal))
+
+    async def called() -> None:
+        await asyncio.wait_for(pool_of(spawn).call("work"), 20)
+
+    async def called_all() -> None:
+        await asyncio.wait_for(pool_of(spawn).call_all("work", [()]), 20)
+
+    for test in (called, called_all):
+        spawned.clear()
+        with pytest.raises(WorkerLost, match="waiters"):
+            asyncio.run(test())
+        assert len(spawned) == 1 + MAX_BIRTHS
+
+
+def test_a_death_by_memory_is_repaired(killed: list[Any]) -> None:
+    answers = iter([OutOfMemoryError("killed by the memory monitor"), 7])
+
+    async def test() -> None:
+        pool = pool_of(lambda _: Handle(Method(lambda: next(answers)), Method(True)))
+        assert await asyncio.wait_for(pool.call("work"), 20) == 7
+        assert pool.deaths == 1
+
+    asyncio.run(test())
+
+
+def test_an_answer_that_came_while_the_loop_was_held_up_is_in_time(killed: list[Any]) -> None:
+    """The answer is there after 0.2 s, the limit is 0.5 s, and the loop sleeps for 1 s."""
+
+    async def test() -> None:
+        pool = pool_of(lambda _: Handle(Method(7, after_s=0.2), Method(True)))
+        ranks = RayRanks("ranks", lambda: [Handle(Method(7, 0.2), Method(True))], straggler_s=5.0)
+        calls = [
+            asyncio.ensure_future(pool.call("work", timeout_s=0.5)),
+            asyncio.ensure_future(ranks.call_all("work", [()], limit_s=0.5)),
+        ]
+        await asyncio.sleep(0.05)
+        time.sleep(1.0)
+        assert await asyncio.gather(*calls) == [7, [7]]
+        assert killed == []
+
+    asyncio.run(test())
+
+
+def test_a_silent_worker_is_still_killed(killed: list[Any]) -> None:
+    async def test() -> None:
+        pool = pool_of(lambda _: Handle(Method(7, after_s=0.6), Method(True)))
+        with pytest.raises(TimeoutError):
+            await pool.call("work", timeout_s=0.1)
+        assert len(killed) == 1
+        await asyncio.sleep(0.7)  # its answer, when nobody waits for it any more
+
+    asyncio.run(test())

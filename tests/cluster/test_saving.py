@@ -1,0 +1,165 @@
+"""What a checkpoint holds when it is begun between two steps, and saves that stops and losses meet.
+
+The real loop over simulated stages, as in test_service.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.simulated import (
+    Durations,
+    SimulatedPool,
+    SimulatedRanks,
+    simulated_trainer,
+    simulated_workers,
+)
+from cluster.audit import audit_run
+from cluster.checkpoint import CheckpointStore, RunState
+from cluster.config import RunConfig
+from cluster.loop import Trainer
+from cluster.pools import LearnerLost, Workers
+from cluster.saving import Saver
+
+Build = Callable[..., RunConfig]
+FAST = Durations(0.002, 0.002, learner_s=0.004)
+LOOP = ("steps=6", "schedule.main_steps=6", "schedule.dynamic_steps=0", "rewards.artifacts.keep=0")
+DROPPED, HELD = 4, 5
+"""Groups of step 2: the one that meets its fate before the stop, and the one that never ends."""
+
+
+def alike(workers: Workers) -> None:
+    """All members of the group `DROPPED` get the scores of its first."""
+    for pool in workers.rewards.pools.values():
+        assert isinstance(pool, SimulatedPool)
+        score = pool._methods["score"]
+
+        async def equal(sample: tuple[int, int], *args: Any, score: Any = score) -> Any:
+            return await score((DROPPED, 0) if sample[0] == DROPPED else sample, *args)
+
+        pool._methods["score"] = equal
+
+
+def stopped_within(workers: Workers, trainer: Trainer, decided: Callable[[], bool]) -> None:
+    """SIGTERM's effect while the group `HELD` is being rolled out, as soon as `decided`."""
+    pool = workers.rollouts.pool
+    assert isinstance(pool, SimulatedPool)
+    rollout = pool._methods["rollout"]
+
+    async def held(request: Any, *args: Any) -> Any:
+        if request.group == HELD:
+            while not decided():
+                await asyncio.sleep(0.005)
+            trainer.stop()
+            await asyncio.sleep(60)
+        return await rollout(request, *args)
+
+    pool._methods["rollout"] = held
+
+
+def train(config: RunConfig, prepare: Callable[[Workers, Trainer], None] | None) -> RunState:
+    async def whole() -> RunState:
+        workers = simulated_workers(config, FAST)
+        trainer, state = simulated_trainer(config, workers)
+        if prepare is not None:
+            prepare(workers, trainer)
+        return await trainer.train(state)
+
+    return asyncio.run(whole())
+
+
+def resumed_in_order(config: RunConfig) -> None:
+    assert audit_run(config.run).findings == ()
+    assert train(config, None).step == 6
+    report = audit_run(config.run)
+    assert report.findings == ()
+    assert (report.lost, report.double) == ((), ())
+    assert report.trained == 12
+
+
+@pytest.mark.parametrize("staleness", [0, 1])
+def test_a_group_dropped_since_the_last_step_is_in_the_state_that_its_row_is_saved_with(
+    smallest: Build, staleness: int
+) -> None:
+    config = smallest(*LOOP, "checkpoint.every=100", f"max_staleness={staleness}")
+
+    def prepare(workers: Workers, trainer: Trainer) -> None:
+        alike(workers)
+        serials = lambda: [entry.group for entry in trainer.collector.in_flight()]  # noqa: E731
+        stopped_within(workers, trainer, lambda: DROPPED not in serials())
+
+    state = train(config, prepare)
+    assert state.step < 6
+    saved = CheckpointStore(config.run).newest_valid().checkpoint
+    assert saved is not None
+    assert saved.state.next_group > HELD
+    assert HELD in [entry.group for entry in saved.state.in_flight]
+    assert DROPPED not in [entry.group for entry in saved.state.in_flight]
+    resumed_in_order(config)
+
+
+def test_a_group_scored_since_the_last_step_is_kept_and_not_issued_again(
+    smallest: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A simulated trajectory is the pair (group, member).
+    monkeypatch.setattr(
+        "cluster.group_files.save_trajectory",
+        lambda trajectory, path: Path(path).write_text(json.dumps(trajectory)),
+    )
+    monkeypatch.setattr(
+        "cluster.group_files.load_trajectory",
+        lambda path: tuple(json.loads(Path(path).read_text())),
+    )
+    config = smallest(*LOOP, "checkpoint.every=100", "checkpoint.keep_inflight=true")
+
+    def prepare(workers: Workers, trainer: Trainer) -> None:
+        scored = lambda: [ready.group.group for ready, _ in trainer.collector.waiting()]  # noqa: E731
+        stopped_within(workers, trainer, lambda: DROPPED in scored())
+
+    assert train(config, prepare).step == 2
+    assert list(Path(config.run).glob("checkpoints/step_000002/inflight/*"))
+    resumed_in_order(config)
+
+
+def test_a_stop_while_training_waits_for_a_slow_store_leaves_a_checkpoint(
+    smallest: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = smallest(*LOOP, "checkpoint.every=2", "checkpoint.max_unsaved_steps=2")
+    commit, stop = Saver._commit, list[Callable[[], None]]()
+
+    def slow(self: Saver, state: RunState) -> None:
+        stop[0]()
+        time.sleep(0.3)
+        commit(self, state)
+
+    monkeypatch.setattr(Saver, "_commit", slow)
+
+    def prepare(workers: Workers, trainer: Trainer) -> None:
+        loop = asyncio.get_running_loop()
+        stop.append(lambda: loop.call_soon_threadsafe(trainer.stop) and None)
+
+    state = train(config, prepare)
+    assert state.step == 2
+    saved = CheckpointStore(config.run).newest_valid().checkpoint
+    assert saved is not None
+    assert saved.step == 2
+
+
+def test_ranks_that_cannot_begin_the_last_save_end_the_run(smallest: Build) -> None:
+    config = smallest(*LOOP, "steps=2", "checkpoint.every=100")
+    ranks = SimulatedRanks(config, FAST, fail_at=[("begin_save", -1)] * 20)
+
+    async def whole() -> None:
+        trainer, state = simulated_trainer(config, simulated_workers(config, FAST, ranks))
+        await asyncio.wait_for(trainer.train(state), 30)
+
+    with pytest.raises(LearnerLost, match="begin_save"):
+        asyncio.run(whole())
+    assert ranks.restarts == 3
