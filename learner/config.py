@@ -26,9 +26,11 @@ class LearnerConfig(BaseModel):
     """Optimizer updates per batch (the samples are split evenly among them)."""
     learning_rate: float = Field(default=1e-4, ge=0, le=1, allow_inf_nan=False)
     """AdamW's step size; 0 trains nothing."""
+    decay_after: int = Field(default=0, ge=0, le=10**9)
+    """Applied updates at the full step size, before it falls."""
     decay_updates: int = Field(default=0, ge=0, le=10**9)
-    """Applied updates over which the step size falls in a line to a tenth, where it stays; 0: never
-    (the paper's). Noise of the gradient keeps a constant step from settling."""
+    """Applied updates over which the step size then falls in a line to a tenth, where it stays; 0:
+    it never falls (the paper's). Noise of the gradient keeps a constant step from settling."""
     betas: tuple[Decay, Decay] = (0.9, 0.999)
     """AdamW's moment decays."""
     weight_decay: float = Field(default=1e-4, ge=0, le=1, allow_inf_nan=False)

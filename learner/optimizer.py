@@ -17,14 +17,14 @@ from learner.config import LearnerConfig
 from learner.fsdp import all_gather_rows, local
 
 FINAL_SHARE = 0.1
-"""Share of the learning rate that is left after `decay_updates`."""
+"""Share of the learning rate that is left after `decay_after` + `decay_updates`."""
 
 
 def learning_rate_after(updates: int, config: LearnerConfig) -> float:
     """Step size of the update that follows `updates` applied ones."""
     if not config.decay_updates:
         return config.learning_rate
-    progress = min(updates / config.decay_updates, 1.0)
+    progress = min(max(updates - config.decay_after, 0) / config.decay_updates, 1.0)
     return config.learning_rate * (1.0 - (1.0 - FINAL_SHARE) * progress)
 
 

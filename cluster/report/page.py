@@ -210,7 +210,10 @@ def _facts(run: RunData) -> list[str]:
     """What was trained on what, in a line."""
     rollout, learner = run.config.rollout, run.config.learner
     schedule = run.config.schedule
-    falls = f", falling over {learner.decay_updates} updates" if learner.decay_updates else ""
+    last = learner.decay_after + learner.decay_updates
+    falls = (
+        f", falling from update {learner.decay_after} to {last}" if learner.decay_updates else ""
+    )
     return [
         run.config.policy.model,
         f"{rollout.frames} frames of {rollout.height} × {rollout.width}",

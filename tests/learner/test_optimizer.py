@@ -90,6 +90,9 @@ def test_learning_rate_by_hand() -> None:
     falling = CONFIG.model_copy(update={"decay_updates": 4})
     rates = [learning_rate_after(done, falling) for done in range(6)]
     assert rates == pytest.approx([1e-2, 7.75e-3, 5.5e-3, 3.25e-3, 1e-3, 1e-3])
+    late = CONFIG.model_copy(update={"decay_after": 3, "decay_updates": 2})
+    rates = [learning_rate_after(done, late) for done in range(7)]
+    assert rates == pytest.approx([1e-2, 1e-2, 1e-2, 1e-2, 5.5e-3, 1e-3, 1e-3])
 
 
 def test_falling_rate_is_that_of_the_updates_applied_before(mesh: DeviceMesh) -> None:
