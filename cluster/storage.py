@@ -6,7 +6,6 @@ import contextlib
 import fcntl
 import json
 import os
-import socket
 import uuid
 from collections.abc import Iterator
 from fnmatch import fnmatch
@@ -112,36 +111,29 @@ class RunFolder:
             ) from None
 
 
-LOCK = "train.lock"
-
-
 @contextlib.contextmanager
 def held(folder: RunFolder) -> Iterator[None]:
     """Be the only process that trains a run; ConfigError where another one does.
 
-    The lock ends with the process, however it ends. An object store has none: there the user sees
-    to it.
+    The folder itself is locked, which ends with the process, however it ends. An object store has
+    no locks: there the user sees to it.
     """
     if not folder.is_local:
         yield
         return
-    with open(folder.path(LOCK), "a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            who = file.read().strip() or "unknown"
-            raise ConfigError(
-                f"run = {folder.url!r} is being trained by another process ({who}); stop that one, "
-                "or choose another folder"
-            ) from None
-        except OSError:  # a file system without locks
-            yield
-            return
-        file.truncate(0)
-        file.write(f"pid {os.getpid()} on {socket.gethostname()}\n")
-        file.flush()
+    descriptor = os.open(folder.root, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ConfigError(
+                    f"run = {folder.url!r} is being trained by another process; stop that one, or "
+                    "choose another folder"
+                ) from None
         yield
+    finally:
+        os.close(descriptor)
 
 
 def stored_config(folder: RunFolder) -> RunConfig:

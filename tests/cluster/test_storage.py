@@ -33,14 +33,14 @@ def test_a_run_is_held_by_one_process_until_that_ends(tmp_path: Path) -> None:
     )
     assert other.stdout is not None
     assert other.stdout.readline() == "held\n"
-    with pytest.raises(ConfigError, match=rf"another process \(pid {other.pid} on "), held(folder):
+    with pytest.raises(ConfigError, match="trained by another process"), held(folder):
         pass
     other.kill()
     other.wait()
     with held(folder):
-        assert f"pid {os.getpid()} on " in (tmp_path / "train.lock").read_text()
+        assert not list(tmp_path.iterdir())
 
 
 def test_an_object_store_has_no_lock() -> None:
     with held(RunFolder("memory://run")), held(RunFolder("memory://run")):
-        assert not RunFolder("memory://run").exists("train.lock")
+        pass
