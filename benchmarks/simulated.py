@@ -171,6 +171,10 @@ class SimulatedRanks:
         """A rank like the simulated rollout workers."""
         return RankInfo(0, self.size, "host", 1, "cpu", 1, 8, 1, False)
 
+    async def hold(self, weights: dict[str, Any]) -> str:
+        """Nothing is held that would have to be put back."""
+        return weights_checksum(weights)
+
     async def prove(self, *trajectories: Any) -> RatioProof:
         """Nothing was computed, nothing differs."""
         return RatioProof(len(trajectories), 0, 0.0, 1e-5, 0.0, 1e-3, (), ())

@@ -406,6 +406,10 @@ class Learner:
         """What every rank says of itself."""
         return await self._all("describe")
 
+    async def hold(self, weights: Ref) -> str:
+        """Take other weights for a proof; the checksum of what the ranks hold then."""
+        return str((await self._all("hold", weights))[0])
+
     async def prove(self, trajectories: Sequence[Ref]) -> RatioProof:
         """The two ratio proofs on stored trajectories; every rank proves the same ones."""
         return (await self._all("prove", *trajectories))[0]

@@ -60,7 +60,9 @@ async def _prove(
     infos = await rollouts.describe()
     ranks = await learner.describe()
     say("proof  policy      " + prove_policy(config, infos, ranks))
-    say("proof  delivery    " + await prove_delivery(rollouts, weights))
+    held: LoraWeights = await rollouts.pool.fetch(weights.weights)
+    probe = probe_weights(held, weights.version)
+    say("proof  delivery    " + await prove_delivery(rollouts, weights, probe))
     request = RolloutRequest(
         group=PROOF_GROUP,
         prompt=prompts["train"][0],
@@ -70,7 +72,9 @@ async def _prove(
             config.seed, PROOF_GROUP, config.rollout.window_low, config.rollout.window_stop
         ),
     )
-    ratio = await prove_ratio(rollouts, learner, request, weights)
+    await _hold(learner, probe)
+    ratio = await prove_ratio(rollouts, learner, request, probe)
+    await _hold(learner, Published(weights.version, held))
     say(
         f"proof  ratio       ok: |log r| {ratio.log_ratio_max:.1e} <= {ratio.log_ratio_limit:.0e}, "
         f"residual {ratio.residual_max:.1e} <= {ratio.residual_limit:.0e} over {ratio.steps} steps"
@@ -79,11 +83,24 @@ async def _prove(
         say("proof  rewards     " + line)
 
 
+async def _hold(learner: Learner, weights: Published) -> None:
+    found = await learner.hold(weights.weights)
+    if found != weights.version.checksum:
+        raise StartupProofError(
+            f"the learner's ranks hold weights {found[:12]} after they were given "
+            f"{weights.version.checksum[:12]}"
+        )
+
+
 async def prove_ratio(
     rollouts: Rollouts, learner: Learner, request: RolloutRequest, weights: Published
 ) -> RatioProof:
     """Learner and rollout compute the same density of two of a group's trajectories, which are
-    rolled out again where they are lost with their node."""
+    rolled out again where they are lost with their node.
+
+    `weights` are held by the ranks. An untrained adapter does nothing, so that only other weights
+    show whether both sides apply it alike.
+    """
     for loss in range(1, MAX_LOSSES + 1):
         rollout = await rollouts.rollout(request, weights)
         try:
@@ -122,14 +139,13 @@ def prove_policy(config: RunConfig, infos: Sequence[WorkerInfo], ranks: Sequence
     )
 
 
-async def prove_delivery(rollouts: Rollouts, weights: Published) -> str:
+async def prove_delivery(rollouts: Rollouts, weights: Published, probe: Published) -> str:
     """Every rollout worker really loads what it is sent.
 
-    Weights that differ from the current ones are delivered first: a worker that ignores weights
-    holds the same initial adapter as everybody else and would pass otherwise.
+    `probe`, which differs from the current weights, is delivered first: a worker that ignores
+    weights holds the same initial adapter as everybody else and would pass otherwise.
     """
-    held: LoraWeights = await rollouts.pool.fetch(weights.weights)
-    await rollouts.deliver(probe_weights(held, weights.version))
+    await rollouts.deliver(probe)
     count = await rollouts.deliver(weights)
     return f"ok: {count} rollout workers hold weights {weights.version.checksum[:12]}"
 

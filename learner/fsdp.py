@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
@@ -25,7 +26,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.checkpoint import checkpoint
 
 from learner.storage_errors import is_transient
@@ -180,6 +181,22 @@ def gather(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         .to("cpu", torch.float32, copy=True)
         for name, tensor in tensors.items()
     }
+
+
+@torch.no_grad()
+def scatter(whole: Mapping[str, np.ndarray], tensors: Mapping[str, Tensor]) -> None:
+    """The counterpart of `gather`: copy whole tensors into those that may be sharded. Collective.
+
+    ValueError unless the names are the same.
+    """
+    if whole.keys() != tensors.keys():
+        raise ValueError(f"tensors {sorted(whole.keys() ^ tensors.keys())[:3]} are not in both")
+    for name, tensor in tensors.items():
+        shard = local(tensor)
+        full = torch.from_numpy(np.array(whole[name])).to(shard.device)
+        if isinstance(tensor, DTensor):
+            full = local(distribute_tensor(full, tensor.device_mesh, tensor.placements))
+        shard.copy_(full)
 
 
 def local(tensor: Tensor) -> Tensor:

@@ -30,7 +30,13 @@ from actors.sde import (
     sigma_schedule,
     step_moments,
 )
-from actors.trajectory import Trajectory, WeightsVersion, require_float32, weights_checksum
+from actors.trajectory import (
+    LoraWeights,
+    Trajectory,
+    WeightsVersion,
+    require_float32,
+    weights_checksum,
+)
 from learner import fsdp
 from learner.account import EMPTY_ACCOUNT, extend_account
 from learner.allocator import keep_freed_memory
@@ -182,6 +188,15 @@ class LearnerRank:
             lora_modules=self._policy.lora_modules_matched,
             guard=self._guard,
         )
+
+    def hold(self, weights: LoraWeights) -> str:
+        """Take other LoRA weights; the checksum of what is held then. Collective.
+
+        Nothing else changes: it is for proofs, which put back what they found.
+        """
+        fsdp.scatter(weights, self._lora)
+        fsdp.release(self._units)
+        return weights_checksum(to_numpy(fsdp.gather(self._lora)))
 
     @torch.no_grad()
     def prove(self, *trajectories: Trajectory) -> RatioProof:

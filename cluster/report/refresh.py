@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -33,26 +33,22 @@ class Refresher:
         """Write the page by `worldr1 report`; its place, or None after saying why not. Cancelled,
         it ends the process."""
         try:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "cluster.cli",
-                "report",
-                self.url,
+            # Not by asyncio, which may wait for ever where it is cancelled while a process starts.
+            process = subprocess.Popen(
+                [sys.executable, "-m", "cluster.cli", "report", self.url],
                 cwd=REPOSITORY,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
                 start_new_session=True,  # Ctrl-C is for the run
             )
         except OSError as error:  # a picture of the training must never end the training
             self.say(f"the report was not written ({error})")
             return None
         try:
-            place, words = await process.communicate()
+            place, words = await asyncio.to_thread(process.communicate)
         finally:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-            await process.wait()
+            process.kill()
+            process.wait()
         if process.returncode:
             last = words.decode(errors="replace").strip().splitlines()[-1:]
             reason = last[0] if last else f"exit code {process.returncode}"

@@ -77,6 +77,19 @@ def test_worker_that_ignores_weights(config: RunConfig, workers: Workers) -> Non
         prove(config, with_rollouts(workers, config, IgnoresWeights))
 
 
+def test_worker_that_applies_its_adapter_otherwise(config: RunConfig, workers: Workers) -> None:
+    """Twice the alpha: as many modules and parameters, the same checksum, the same untrained
+    policy; only weights that do something tell them apart."""
+    lora = config.policy.lora.model_copy(update={"alpha": 2 * config.policy.lora.alpha})
+    policy = config.policy.model_copy(
+        update={"lora": lora, "model": resolve_model(config.policy.model)}
+    )
+    other = RolloutWorker(policy, config.rollout, config.camera, "cpu", config.threads)
+    pool = LocalPool("rollout", other)
+    with pytest.raises(RunRefused, match="not the same density"):
+        prove(config, replace(workers, rollouts=Rollouts(pool)))
+
+
 class Tampering(RolloutWorker):
     """Rolls out honestly and changes what it stores."""
 

@@ -6,12 +6,14 @@ Not covered: NCCL, and more than one node.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch.distributed as dist
 
 from actors.config import PolicyConfig
-from actors.trajectory import Trajectory
+from actors.trajectory import Trajectory, weights_checksum
 from learner.proof import RatioProof, StartupProofError
 from learner.rank import StepReport
 from tests.learner.small import (
@@ -41,6 +43,13 @@ def _job(
 ) -> tuple[RatioProof, list[StepReport], dict[str, np.ndarray]]:
     """Prove, take a step, save it as `by_<ranks>`, take another; whole weights after it."""
     learner = make_rank(policy, rank=rank, world_size=world_size, init_url=url)
+    _, own = learner.weights(0, "a")
+    shared: list[Any] = [own]
+    if world_size > 1:
+        dist.broadcast_object_list(shared)  # rank 0 alone ships the weights
+    other = {name: array + np.float32(0.25) for name, array in shared[0].items()}
+    assert learner.hold(other) == weights_checksum(other)
+    learner.hold(shared[0])
     proof = learner.prove(*trajectories[:2])
     scored = score(trajectories, FAILED)
     reports = [train_step(learner, scored, LEARNER, rank, world_size)]

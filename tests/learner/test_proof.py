@@ -33,6 +33,23 @@ def test_rollout_density_is_the_learners(new_rank: NewRank, trajectories: Trajec
     assert max(proof.residual_by_step) == proof.residual_max
 
 
+def test_other_weights_are_held_for_a_proof_and_put_back(
+    new_rank: NewRank, policy: PolicyConfig, trained: Published
+) -> None:
+    """Trajectories of trained weights are an untrained rank's own only while it holds those."""
+    rank = new_rank()
+    _, before = rank.weights(0, "a")
+    version, weights = trained
+    drawn = roll_out(policy, trained)[:1]
+    assert rank.hold(weights) == version.checksum
+    assert rank.prove(*drawn).log_ratio_max <= 1e-6
+    assert rank.hold(before) == rank.weights(0, "a")[0].checksum
+    with pytest.raises(StartupProofError, match="checksum of the LoRA weights"):
+        rank.prove(*drawn)
+    with pytest.raises(ValueError, match="are not in both"):
+        rank.hold({})
+
+
 @pytest.mark.parametrize("kernel", ["cps", "dance"])
 def test_other_kernels_agree_too(
     new_rank: NewRank, policy: PolicyConfig, untrained: Published, kernel: str
