@@ -42,5 +42,6 @@ def test_a_run_is_held_by_one_process_until_that_ends(tmp_path: Path) -> None:
 
 
 def test_an_object_store_has_no_lock() -> None:
-    with held(RunFolder("memory://run")), held(RunFolder("memory://run")):
-        pass
+    folder = RunFolder("memory://run")
+    with held(folder), held(folder):
+        assert not folder.is_local
