@@ -63,9 +63,10 @@ def plan(
 ) -> tuple[Decision, Memory]:
     """Decide on one pool (pure).
 
-    It grows to the number of workers that would work its queue off within `grow_wait_s`, at most to
-    twice its size at once, when two intervals in a row ask for it. It shrinks by one when, for
-    `shrink_after_s` without a break, nothing waited and one worker less would have done.
+    It grows when two intervals in a row ask for it: by the workers that would work its queue off
+    within `grow_wait_s` while those that are busy go on with what arrives, at most to twice its
+    size and one more. It shrinks by one when, for `shrink_after_s` without a break, nothing waited
+    and one worker less would have done.
     """
     total = demand.workers + demand.pending
     work_s = demand.waiting * demand.service_s
@@ -74,7 +75,9 @@ def plan(
         votes = memory.votes + 1
         if votes < VOTES:
             return Decision(0, "a queue that may pass"), Memory(votes)
-        wanted = min(math.ceil(work_s / config.grow_wait_s), 2 * total + 1, limits.max_workers)
+        busy = demand.busy_share * demand.workers
+        needed = math.ceil(busy + work_s / config.grow_wait_s)
+        wanted = min(needed, 2 * total + 1, limits.max_workers)
         reason = f"{demand.waiting} calls wait {wait_s:.1f} s, more than {config.grow_wait_s:g} s"
         return Decision(wanted - total, reason), Memory()
     spare = (

@@ -16,8 +16,10 @@ LIMITS = PoolConfig(min_workers=1, max_workers=4)
     ("workers", "pending", "waiting", "service_s", "votes", "change", "votes_after"),
     [
         (1, 0, 4, 1.0, 0, 0, 1),  # 4 s of waiting, but for the first time
-        (1, 0, 4, 1.0, 1, 1, 0),  # again: 4 s of work in 2 s need two workers
-        (1, 0, 20, 1.0, 1, 2, 0),  # ten would be needed, it at most doubles and one more
+        (1, 0, 3, 1.0, 1, 2, 0),  # again: 3 s of work in 2 s need two more than the busy one
+        (2, 1, 7, 1.0, 1, 1, 0),  # 3.5 workers and the two busy ones, up to the limit
+        (1, 2, 7, 1.0, 1, 1, 0),  # one busy and 3.5 more: up to the limit, pending ones counted
+        (1, 0, 20, 1.0, 1, 2, 0),  # eleven would be needed, it at most doubles and one more
         (2, 1, 20, 1.0, 1, 1, 0),  # up to the limit, pending ones counted
         (3, 1, 99, 1.0, 1, 0, 0),  # at the limit
         (2, 0, 4, 1.0, 1, 0, 0),  # 2 s of waiting are within bounds: the vote is forgotten
