@@ -169,13 +169,9 @@ def _normal_equations(
     rotated, points, gradient, information = view
     J_camera, J_depth = _jacobians(state, camera, rotated, points)
     xx, xy, yy = information[:, None, 0], information[:, None, 1], information[:, None, 2]
-    weighted = np.stack(
-        [
-            xx * J_camera[:, :, 0] + xy * J_camera[:, :, 1],
-            xy * J_camera[:, :, 0] + yy * J_camera[:, :, 1],
-        ],
-        axis=2,
-    )
+    weighted = np.empty_like(J_camera)
+    weighted[:, :, 0] = xx * J_camera[:, :, 0] + xy * J_camera[:, :, 1]
+    weighted[:, :, 1] = xy * J_camera[:, :, 0] + yy * J_camera[:, :, 1]
     frames, count = len(points), points.shape[-1]
     flat = weighted.reshape(frames, 6, 2 * count)
     blocks = flat @ np.swapaxes(J_camera.reshape(frames, 6, 2 * count), 1, 2)
@@ -199,18 +195,12 @@ def _jacobians(state: State, camera: Pinhole, rotated: F64, points: F64) -> tupl
     x, y = points[:, 0] * scale / camera.focal, points[:, 1] * scale / camera.focal
     a, b, c = rotated[:, 0], rotated[:, 1], rotated[:, 2]
     near = scale * np.exp(state.log_inverse_depth)
-    zero = np.zeros_like(x)
-    J = np.stack(
-        [
-            np.stack([-scale * x * b, -scale * (c + y * b)], axis=1),
-            np.stack([scale * (c + x * a), scale * y * a], axis=1),
-            np.stack([-scale * b, scale * a], axis=1),
-            np.stack([near, zero], axis=1),
-            np.stack([zero, near], axis=1),
-            np.stack([-near * x, -near * y], axis=1),
-        ],
-        axis=1,
-    )
+    J = np.zeros((len(x), 6, 2, x.shape[1]))
+    J[:, 0, 0], J[:, 0, 1] = -scale * x * b, -scale * (c + y * b)
+    J[:, 1, 0], J[:, 1, 1] = scale * (c + x * a), scale * y * a
+    J[:, 2, 0], J[:, 2, 1] = -scale * b, scale * a
+    J[:, 3, 0] = J[:, 4, 1] = near
+    J[:, 5, 0], J[:, 5, 1] = -near * x, -near * y
     t = state.translation[:, :, None]
     depth = np.stack([near * (t[:, 0] - x * t[:, 2]), near * (t[:, 1] - y * t[:, 2])], axis=1)
     return J, depth
@@ -223,10 +213,10 @@ def _solve(system: _System, damping: float) -> tuple[F64, F64]:
     solved = system.points_inverse(damping, right)
     scaled, alone = solved[:, :-1].T, solved[:, -1]
     reduced = -scaled @ system.coupling.T
-    for index in range(frames):
-        block = slice(6 * index, 6 * index + 6)
-        reduced[block, block] += system.cameras[index]
-        reduced[block, block] += np.diag(np.diag(system.cameras[index]) * damping + 1e-6)
+    every, axes = np.arange(frames), np.arange(6 * frames)
+    reduced.reshape(frames, 6, frames, 6)[every, :, every] += system.cameras
+    own = np.diagonal(system.cameras, axis1=1, axis2=2).ravel()
+    reduced[axes, axes] += own * damping + 1e-6
     pull = scaled @ system.point_gradient - system.camera_gradient.ravel()
     cameras: F64 = np.linalg.solve(reduced, pull).astype(np.float64)
     depths = -alone - scaled.T @ cameras
