@@ -189,6 +189,10 @@ class PerceptualConfig(BaseModel):
     """`multiscale`: structure, gradients and colours at several scales, without weights; `lpips`:
     LPIPS 0.1 on AlexNet, by the lpips package where torchvision works, else by a trunk of its own
     with the package's heads."""
+    contrast: float = Field(default=0.02, gt=0, le=1, allow_inf_nan=False)
+    """Contrast (of 1) up to which `multiscale` takes differences of structure and gradients as they
+    are; above it they are relative to the picture's own, so that a small value pays for sharper
+    pictures and a large one for softer ones."""
     weights: str | None = Field(default=None, min_length=1)
     """AlexNet's `features` for `lpips`: a safetensors file, a folder or hub id with
     model.safetensors; unset: torchvision fetches them."""

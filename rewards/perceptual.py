@@ -20,9 +20,6 @@ VERSION = "multiscale-v1"
 SCALES = 3
 WINDOW = 1.5
 """Standard deviation of the structure window, in pixels of each scale."""
-STRUCTURE_NOISE = 0.02
-"""Contrast (of 1) at which structure counts as half noise."""
-GRADIENT_NOISE = 0.02
 COLOR_SPAN = 0.08
 """Colour difference (of 1, root mean square) that is about two thirds of the worst."""
 SHARES = (0.35, 0.4, 0.25)
@@ -42,7 +39,8 @@ class Distance(Protocol):
 class MultiscaleDistance:
     """Distance in [0, 1] between images: 0 for equal ones, towards 1 for unrelated ones."""
 
-    version = VERSION
+    def __init__(self, config: PerceptualConfig) -> None:
+        self.version, self.contrast = distance_version(config), config.contrast
 
     def __call__(self, first: F32, second: F32) -> F32:
         """Distances [F] of two videos [F, H, W, 3] in [0, 1]."""
@@ -52,12 +50,15 @@ class MultiscaleDistance:
                 "[F, H, W, 3]"
             )
         pairs = zip(first, second, strict=True)
-        return np.array([image_distance(a, b) for a, b in pairs], np.float32)
+        return np.array([image_distance(a, b, self.contrast) for a, b in pairs], np.float32)
 
 
 def distance_version(config: PerceptualConfig) -> str:
     """Name and version of the distance, without building it."""
-    return VERSION if config.backend == "multiscale" else "lpips-0.1-alex"
+    if config.backend == "lpips":
+        return "lpips-0.1-alex"
+    own = config.contrast == PerceptualConfig.model_fields["contrast"].default
+    return VERSION if own else f"{VERSION}-contrast-{config.contrast:g}"
 
 
 def build_distance(config: PerceptualConfig, device: str = "cpu") -> Distance:
@@ -66,15 +67,23 @@ def build_distance(config: PerceptualConfig, device: str = "cpu") -> Distance:
         from rewards.lpips import LpipsDistance
 
         return LpipsDistance(config, device)
-    return MultiscaleDistance()
+    return MultiscaleDistance(config)
 
 
-def image_distance(first: F32, second: F32) -> float:
-    """Distance of two images [H, W, 3] in [0, 1], averaged over scales 1, ½, ¼."""
+def image_distance(first: F32, second: F32, contrast: float) -> float:
+    """Distance of two images [H, W, 3] in [0, 1], averaged over scales 1, ½, ¼.
+
+    Differences of structure and gradients are relative to the pictures' own where these are well
+    above `contrast` (of 1), and count as they are below it.
+    """
     first, second = (np.ascontiguousarray(x, dtype=np.float32) for x in (first, second))
     total, scales = 0.0, 0
     for _ in range(SCALES):
-        parts = (_structure(first, second), _gradients(first, second), _colors(first, second))
+        parts = (
+            _structure(first, second, contrast),
+            _gradients(first, second, contrast),
+            _colors(first, second),
+        )
         total += sum(share * part for share, part in zip(SHARES, parts, strict=True))
         scales += 1
         if min(first.shape[:2]) < 16:
@@ -92,11 +101,11 @@ def _reduced(image: F32, size: tuple[int, int]) -> F32:
     return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.float32)
 
 
-def _structure(first: F32, second: F32) -> float:
+def _structure(first: F32, second: F32, contrast: float) -> float:
     """Half of 1 - the local correlation of the luminance (the last factor of SSIM)."""
     a, b = first.mean(axis=2), second.mean(axis=2)
     mean_a, mean_b = _blur(a), _blur(b)
-    noise = STRUCTURE_NOISE**2
+    noise = contrast**2
     var_a = np.maximum(_blur(a * a) - mean_a**2, 0)
     var_b = np.maximum(_blur(b * b) - mean_b**2, 0)
     covariance = _blur(a * b) - mean_a * mean_b
@@ -104,15 +113,14 @@ def _structure(first: F32, second: F32) -> float:
     return float(np.clip(1 - similarity, 0, 1).mean())
 
 
-def _gradients(first: F32, second: F32) -> float:
+def _gradients(first: F32, second: F32, contrast: float) -> float:
     """Difference of the image gradients relative to their size: misplaced or missing edges."""
     difference = size = np.zeros(first.shape[:2], np.float32)
     for axis in ((1, 0), (0, 1)):
         a, b = (cv2.Scharr(x, cv2.CV_32F, *axis, scale=1 / 32) for x in (first, second))
         difference = difference + np.square(a - b).sum(axis=2)
         size = size + np.square(a).sum(axis=2) + np.square(b).sum(axis=2)
-    noise = GRADIENT_NOISE**2
-    return float(np.sqrt(difference.mean() / (size.mean() + noise)).clip(0, 1))
+    return float(np.sqrt(difference.mean() / (size.mean() + contrast**2)).clip(0, 1))
 
 
 def _colors(first: F32, second: F32) -> float:

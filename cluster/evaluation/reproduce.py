@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cluster.config import OVERRIDES, REPOSITORY, ConfigError, flatten_tree, load
+from cluster.config import OVERRIDES, REPOSITORY, ConfigError, RunConfig, flatten_tree, load
 from cluster.evaluation.reproduction import SETTINGS, VARIANTS, Variant
 from cluster.evaluation.result import Side, from_json
 from cluster.evaluation.run import Request, evaluate
@@ -49,6 +49,12 @@ class Plan:
         keys += [f"learner.decay_after={self.steps - falling}", f"learner.decay_updates={falling}"]
         keys += [*self.overrides, *variant.overrides, f"run={run}"]
         return ["train", PRESET, *keys, *files]
+
+    def measured_by(self, overrides: Sequence[str], files: Sequence[str]) -> RunConfig:
+        """What samples and scores a run: sampled as it was trained, but measured like every other,
+        whatever scorers paid it."""
+        config = load(PRESET, [*self.overrides, *overrides], files)
+        return config.model_copy(update={"rewards": load(PRESET, self.overrides).rewards})
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +173,7 @@ class Reproduction:
             return
         request = Request(
             sources=[source],
-            config=load(PRESET, [*self.plan.overrides, *overrides], files),
+            config=self.plan.measured_by(overrides, files),
             prompts=None,
             pairs=self.plan.pairs,
             frames=None,

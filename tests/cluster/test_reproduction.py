@@ -42,6 +42,16 @@ def test_every_variant_loads_and_changes_what_it_says() -> None:
     assert {variant.name for variant in VARIANTS} == set(ABLATIONS)
 
 
+def test_all_runs_are_measured_by_the_same_scorers() -> None:
+    """An ablation of a reward changes what a run is paid for, not what it is measured by."""
+    plan = Plan(96, 66, ("rewards.reconstruction.max_frames=5",))
+    expected = load("toy", plan.overrides).rewards
+    for variant in VARIANTS:
+        config = plan.measured_by(variant.overrides, settings_files(variant))
+        assert config.rewards == expected
+        assert config.camera == load("toy", variant.overrides, settings_files(variant)).camera
+
+
 def test_figures_are_averaged_over_runs_before_they_are_paired() -> None:
     values = seed_mean([side(psnr=20.0), side(psnr=22.0)], "psnr")
     assert values["p0", 0] == pytest.approx(21.0)
