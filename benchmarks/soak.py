@@ -63,10 +63,11 @@ def name_of(process: psutil.Process, driver: int) -> str:
 def files_below(folder: Path) -> tuple[int, float]:
     """How many, and their MiB."""
     sizes = []
-    for path in folder.rglob("*"):
-        with contextlib.suppress(OSError):
-            if path.is_file() and not path.is_symlink():
-                sizes.append(path.stat().st_size)
+    for parent, _, names in os.walk(folder):  # whole folders vanish meanwhile: old checkpoints
+        for path in (Path(parent, name) for name in names):
+            with contextlib.suppress(OSError):
+                if path.is_file() and not path.is_symlink():
+                    sizes.append(path.stat().st_size)
     return len(sizes), sum(sizes) / MIB
 
 
