@@ -1,0 +1,119 @@
+"""What a reward pays for besides itself: `python -m benchmarks.pressure`, in one process.
+
+Groups of the untrained policy are rolled out and scored. Within each group, a part of the reward is
+correlated with what nobody is paid for: motion, sharpness, content, and PSNR of the re-rendering.
+The advantage pushes the policy along whatever correlates with it, wanted or not, so that a part
+with a correlation of -0.2 with motion slowly stills the camera. `advantage` is that of all parts
+together, as the learner makes it. Ten minutes on one core for 48 groups.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from actors.trajectory import RolloutRequest
+from benchmarks.exploration import PARTS
+from benchmarks.results import Result, machine, write
+from benchmarks.signal import advantages
+from cluster.config import RunConfig, for_one_process, load
+from cluster.local import local_workers
+from cluster.pools import SampleScores
+from prompts.dataset import load_prompts
+
+BESIDES = ("motion", "sharpness", "content", "psnr")
+
+Group = Mapping[str, Sequence[float]]
+"""Figures of a group's members by name."""
+
+
+def correlation(first: Sequence[float], second: Sequence[float]) -> float | None:
+    """Pearson correlation within a group; None where either does not vary."""
+    a, b = (np.asarray(values, np.float64) - np.mean(values) for values in (first, second))
+    size = float(np.linalg.norm(a) * np.linalg.norm(b))
+    return float(a @ b) / size if size > 1e-12 else None
+
+
+def pressure(groups: Sequence[Group], paid: str, besides: str) -> tuple[float, float]:
+    """Mean correlation of two figures within groups, and its standard error; NaN where fewer than
+    two groups have one."""
+    found = [
+        value
+        for group in groups
+        if paid in group and (value := correlation(group[paid], group[besides])) is not None
+    ]
+    if len(found) < 2:
+        return float("nan"), float("nan")
+    return statistics.fmean(found), statistics.stdev(found) / len(found) ** 0.5
+
+
+def figures(scores: Sequence[SampleScores], config: RunConfig) -> Group:
+    """Parts, advantage and `BESIDES` of a group whose members are all scored."""
+    parts = {p: [s.parts[p] for s in scores] for p in PARTS if all(p in s.parts for s in scores)}
+    tensors = {name: torch.tensor(values).double() for name, values in parts.items()}
+    learned = advantages(tensors, config)[f"total, {config.learner.advantage}"].tolist()
+    # Both know a sharpness: the reconstruction's is that of the evaluations, in grey levels.
+    raw = [{**s.scores["aesthetic"].raw, **s.scores["reconstruction"].raw} for s in scores]
+    return parts | {"advantage": learned} | {b: [row[b] for row in raw] for b in BESIDES}
+
+
+async def collect(config: RunConfig, groups: int) -> list[Group]:
+    """Roll out and score groups; those with a failed score are left out."""
+    prompts = load_prompts(config.prompts.train)
+    low, span = config.rollout.window_low, config.rollout.window_stop - config.rollout.window_low
+    found = []
+    with local_workers(config) as workers:
+        weights = await workers.learner.publish(0, "base")
+        for group in range(groups):
+            prompt = prompts[group * 5 % len(prompts)]
+            start, size = low + group % span, config.rollout.group_size
+            request = RolloutRequest(group, prompt, size, config.seed, start)
+            rollout = await workers.rollouts.rollout(request, weights)
+            scores = [await workers.rewards.score(v, prompt, "main") for v in rollout.videos]
+            if not any(score.failures for score in scores):
+                found.append(figures(scores, config))
+            print(f"\r{group + 1}/{groups} groups", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
+    return found
+
+
+def rows(groups: Sequence[Group], name: str) -> list[dict[str, Any]]:
+    """A row for each part and for the advantage."""
+    found = []
+    for paid in (*PARTS, "advantage"):
+        measured = {besides: pressure(groups, paid, besides) for besides in BESIDES}
+        row: dict[str, Any] = {"run": f"{name}, {paid}", "groups": len(groups)}
+        found.append(row | {b: [round(x, 3) for x in pair] for b, pair in measured.items()})
+    return found
+
+
+def main() -> int:
+    """Measure, print, write the JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--groups", type=int, default=48)
+    parser.add_argument("--name", default="toy", help="of the rows in the JSON")
+    parser.add_argument("--config", action="append", default=[], metavar="FILE")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    options = parser.parse_args()
+    config = for_one_process(load("toy", options.overrides, options.config))
+    table = rows(asyncio.run(collect(config, options.groups)), options.name)
+    print(f"{'':<28}" + "".join(f"{besides:>18}" for besides in BESIDES))
+    for row in table:
+        cells = "".join(f"{row[b][0]:>+10.2f} ± {row[b][1]:.2f} " for b in BESIDES)
+        print(f"{row['run']:<28}{cells}")
+    if options.json:
+        write(options.json, Result("pressure", machine(), table))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
