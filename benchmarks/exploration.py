@@ -27,7 +27,7 @@ from cluster.evaluate import Evaluator
 from cluster.held_out import load_evaluation, paired_gains
 from cluster.local import local_workers
 from cluster.metrics import MetricsLog
-from cluster.pools import Ref, SampleScores, Workers
+from cluster.pools import GroupRollout, SampleScores, Workers
 from cluster.runs import in_this_process, run_training
 from cluster.storage import RunFolder
 from prompts.dataset import load_prompts
@@ -43,15 +43,15 @@ def _config(shared: bool, *overrides: str) -> RunConfig:
     return for_one_process(load("toy", chosen))
 
 
-async def _group(
+async def scored_group(
     workers: Workers, config: RunConfig, prompt: Prompt, group: int, start: int
-) -> tuple[list[Ref], list[SampleScores]]:
-    """Videos and scores of one group whose window starts at `start`."""
+) -> tuple[GroupRollout, list[SampleScores]]:
+    """One group of the untrained policy whose window starts at `start`, and its members' scores."""
     weights = await workers.learner.publish(0, "base")
     request = RolloutRequest(group, prompt, config.rollout.group_size, config.seed, start)
     rollout = await workers.rollouts.rollout(request, weights)
     scores = [await workers.rewards.score(video, prompt, "main") for video in rollout.videos]
-    return list(rollout.videos), scores
+    return rollout, scores
 
 
 def _totals(scores: list[SampleScores], config: RunConfig) -> list[float]:
@@ -69,14 +69,14 @@ async def _spread(
             began = time.process_time()
             for group in range(groups):
                 prompt = prompts[group * 7 % len(prompts)]
-                videos, scores = await _group(workers, config, prompt, group, start)
+                rollout, scores = await scored_group(workers, config, prompt, group, start)
                 spreads.setdefault("total", []).append(statistics.pstdev(_totals(scores, config)))
                 for part in PARTS:
                     values = [s.parts[part] for s in scores if part in s.parts]
                     if len(values) > 1:
                         spreads.setdefault(part, []).append(statistics.pstdev(values))
                 if start == starts[0] and group < 2:
-                    again = [await workers.rewards.score(v, prompt, "main") for v in videos]
+                    again = [await workers.rewards.score(v, prompt, "main") for v in rollout.videos]
                     pairs = zip(_totals(scores, config), _totals(again, config), strict=True)
                     repeat += [abs(a - b) for a, b in pairs]
             rows.append(

@@ -20,8 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from actors.trajectory import RolloutRequest
-from benchmarks.exploration import PARTS
+from benchmarks.exploration import PARTS, scored_group
 from benchmarks.results import Result, machine, write
 from benchmarks.signal import advantages
 from cluster.config import RunConfig, for_one_process, load
@@ -71,13 +70,9 @@ async def collect(config: RunConfig, groups: int) -> list[Group]:
     low, span = config.rollout.window_low, config.rollout.window_stop - config.rollout.window_low
     found = []
     with local_workers(config) as workers:
-        weights = await workers.learner.publish(0, "base")
         for group in range(groups):
             prompt = prompts[group * 5 % len(prompts)]
-            start, size = low + group % span, config.rollout.group_size
-            request = RolloutRequest(group, prompt, size, config.seed, start)
-            rollout = await workers.rollouts.rollout(request, weights)
-            scores = [await workers.rewards.score(v, prompt, "main") for v in rollout.videos]
+            _, scores = await scored_group(workers, config, prompt, group, low + group % span)
             if not any(score.failures for score in scores):
                 found.append(figures(scores, config))
             print(f"\r{group + 1}/{groups} groups", end="", file=sys.stderr, flush=True)

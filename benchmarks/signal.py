@@ -25,8 +25,8 @@ from actors.lora import lora_parameters
 from actors.policy import Policy
 from actors.sde import log_prob, step_moments
 from actors.seeds import keyed_generator
-from actors.trajectory import RolloutRequest, Trajectory
-from benchmarks.exploration import PARTS, SETTINGS
+from actors.trajectory import Trajectory
+from benchmarks.exploration import PARTS, SETTINGS, scored_group
 from benchmarks.results import Result, machine, write
 from cluster.config import RunConfig, for_one_process, load, resolve_model
 from cluster.local import local_workers
@@ -93,15 +93,12 @@ async def collect(config: RunConfig, groups: int) -> tuple[Tensor, list[dict[str
     low, span = config.rollout.window_low, config.rollout.window_stop - config.rollout.window_low
     gradients, parts, spent = [], list[dict[str, Tensor]](), 0.0
     with local_workers(config) as workers:
-        weights = await workers.learner.publish(0, "base")
         for group in range(groups):
             prompt = prompts[group % len(prompts)]
             # Every prompt meets every start.
             start = low + (group + group // len(prompts)) % span
-            request = RolloutRequest(group, prompt, config.rollout.group_size, config.seed, start)
             began = time.process_time()
-            rollout = await workers.rollouts.rollout(request, weights)
-            scores = [await workers.rewards.score(v, prompt, "main") for v in rollout.videos]
+            rollout, scores = await scored_group(workers, config, prompt, group, start)
             spent += time.process_time() - began
             if any(score.failures for score in scores):
                 continue

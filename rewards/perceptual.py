@@ -57,8 +57,8 @@ def distance_version(config: PerceptualConfig) -> str:
     """Name and version of the distance, without building it."""
     if config.backend == "lpips":
         return "lpips-0.1-alex"
-    own = config.contrast == PerceptualConfig.model_fields["contrast"].default
-    return VERSION if own else f"{VERSION}-contrast-{config.contrast:g}"
+    usual = config.contrast == PerceptualConfig().contrast
+    return VERSION if usual else f"{VERSION}-contrast-{config.contrast:g}"
 
 
 def build_distance(config: PerceptualConfig, device: str = "cpu") -> Distance:
