@@ -26,6 +26,8 @@ from cluster.storage import RunFolder
 PRESET = "toy"
 PLAIN_NOISE = ("camera.strength=0.0",)
 """The base without noise transport: the untouched model."""
+REFERENCES = ("base", "base-plain-noise", "base-untrained", "ceiling")
+"""What is evaluated without being trained."""
 
 Train = Callable[[Sequence[str]], int]
 """Runs `worldr1` with arguments to its end; its exit code."""
@@ -42,7 +44,7 @@ class Plan:
     def arguments(self, variant: Variant, seed: int, run: str) -> list[str]:
         """Arguments of `worldr1 train` for one run."""
         files = [arg for file in settings_files(variant) for arg in ("--config", file)]
-        every = max(self.steps // 6, 1)
+        every = max(self.steps // 4, 1)
         keys = [f"steps={self.steps}", f"seed={seed}", "eval.prompts=22", f"eval.every={every}"]
         # Constant as long as it helps, then small enough for the noise of the gradient to settle.
         falling = max(self.steps // 6, 1)
@@ -113,9 +115,12 @@ class Reproduction:
         out.write_text("plan.json", json.dumps(mine))
 
     def references(self) -> None:
-        """Evaluate what needs no training: the base, with and without transport, the ceiling."""
-        self._evaluate("base", Source("base", None, None), ())
-        self._evaluate("base-plain-noise", Source("base", None, None), PLAIN_NOISE)
+        """Evaluate what needs no training: the base, with the preset's noise transport, without any
+        and with that of the runs, and the ceiling."""
+        base = Source("base", None, None)
+        self._evaluate("base", base, ())
+        self._evaluate("base-plain-noise", base, PLAIN_NOISE)
+        self._evaluate("base-untrained", base, (), [str(OVERRIDES / SETTINGS)])
         clips = f"{self.out.url}/ceiling"
         if not self.out.exists("ceiling/videos.jsonl"):
             command = [sys.executable, "-m", "benchmarks.ceiling", "--out", clips]
@@ -160,7 +165,7 @@ class Reproduction:
         return found
 
     def _names(self) -> Iterator[tuple[str, str]]:
-        yield from ((name, name) for name in ("base", "base-plain-noise", "ceiling"))
+        yield from ((name, name) for name in REFERENCES)
         yield from ((job.name, job.variant.name) for job in jobs((), 99))
 
     def _has(self, name: str) -> bool:

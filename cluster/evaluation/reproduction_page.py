@@ -27,8 +27,9 @@ COLUMNS = (
     "sharpness", "content", "aesthetic",
 )  # fmt: skip
 TITLES = {
-    "base": "base, transported noise",
+    "base": "base, the preset's noise",
     "base-plain-noise": "base, plain noise",
+    "base-untrained": "base, noise transport of the runs",
     "ceiling": "ceiling: ground truth through the VAE",
 }
 SHOWN = ("base", "full", "no_noise_transport", "no_general_reward", "ceiling")
