@@ -160,8 +160,8 @@ def test_a_reproduction_at_its_smallest_and_again(
     means = {name: row["means"] for name, row in tree["rows"].items()}
     assert means["ceiling"]["psnr"] > means["base"]["psnr"] + 1
     assert means["ceiling"]["ssim"] > means["base"]["ssim"]
-    # One update moves the averaged weights a little, and no figure far.
-    assert means["full"]["psnr"] == pytest.approx(means["base"]["psnr"], abs=1.5)
+    # One update moves the averaged weights a little, and no figure far from the same noises'.
+    assert means["full"]["psnr"] == pytest.approx(means["base-untrained"]["psnr"], abs=0.2)
     assert [goal["met"] for goal in tree["goals"]].count(None) == 3
     page = (out / "index.html").read_text()
     assert page.count("<video ") == 2 * 3
