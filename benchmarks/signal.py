@@ -30,6 +30,7 @@ from benchmarks.exploration import PARTS, SETTINGS, scored_group
 from benchmarks.results import Result, machine, write
 from cluster.config import RunConfig, for_one_process, load, resolve_model
 from cluster.local import local_workers
+from cluster.pools import SampleScores
 from learner.grpo import group_advantages, group_parts_advantages
 from prompts.dataset import load_prompts
 
@@ -55,12 +56,17 @@ def gradient_signal(gradients: Tensor, seed: int = 0, flips: int = 200) -> Signa
     products = (gradients @ gradients.T).double()
     own = products.diagonal().mean()
     off = products - torch.diag(products.diagonal())
-    pairs = groups * (groups - 1)
-    squared = off.sum() / pairs
-    signs = torch.randint(0, 2, (flips, groups), generator=keyed_generator("signal", seed))
+    squared = off.sum() / (groups * (groups - 1))
+    spread = flipped_spread(off, keyed_generator("signal", seed), flips)
+    return Signal(float(squared / (own - squared)), float(off.sum() / spread))
+
+
+def flipped_spread(products: Tensor, generator: torch.Generator, flips: int) -> Tensor:
+    """Standard deviation of the sum of products float64 [N, N] of N groups, when the sign of each
+    group is drawn anew `flips` times."""
+    signs = torch.randint(0, 2, (flips, len(products)), generator=generator)
     signs = (2 * signs - 1).double()
-    spread = torch.einsum("fi,ij,fj->f", signs, off, signs).div(pairs).std()
-    return Signal(float(squared / (own - squared)), float(squared / spread))
+    return torch.einsum("fi,ij,fj->f", signs, products, signs).std()
 
 
 def sample_gradient(policy: Policy, trajectory: Trajectory, kernel: Any) -> Tensor:
@@ -81,8 +87,8 @@ def sample_gradient(policy: Policy, trajectory: Trajectory, kernel: Any) -> Tens
     return total
 
 
-async def collect(config: RunConfig, groups: int) -> tuple[Tensor, list[dict[str, Tensor]], float]:
-    """Sample gradients [N, G, P], each group's parts [G], CPU seconds of a group's rollout and
+async def collect(config: RunConfig, groups: int) -> tuple[Tensor, list[list[SampleScores]], float]:
+    """Sample gradients [N, G, P], each group's scores [G], CPU seconds of a group's rollout and
     rewards; groups with a failed score are left out."""
     prompts = load_prompts(config.prompts.train)
     policy = Policy.load(
@@ -91,7 +97,7 @@ async def collect(config: RunConfig, groups: int) -> tuple[Tensor, list[dict[str
         with_decoder=False,
     )
     low, span = config.rollout.window_low, config.rollout.window_stop - config.rollout.window_low
-    gradients, parts, spent = [], list[dict[str, Tensor]](), 0.0
+    gradients, scored, spent = [], list[list[SampleScores]](), 0.0
     with local_workers(config) as workers:
         for group in range(groups):
             prompt = prompts[group % len(prompts)]
@@ -105,10 +111,10 @@ async def collect(config: RunConfig, groups: int) -> tuple[Tensor, list[dict[str
             kernel = config.rollout.kernel
             rows = [sample_gradient(policy, t, kernel) for t in rollout.trajectories]
             gradients.append(torch.stack(rows))
-            parts.append({p: torch.tensor([s.parts[p] for s in scores]).double() for p in PARTS})
+            scored.append(scores)
             print(f"\r{group + 1}/{groups} groups", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
-    return torch.stack(gradients), parts, spent / groups
+    return torch.stack(gradients), scored, spent / groups
 
 
 def advantages(parts: dict[str, Tensor], config: RunConfig) -> dict[str, Tensor]:
@@ -123,7 +129,10 @@ def advantages(parts: dict[str, Tensor], config: RunConfig) -> dict[str, Tensor]
 
 def measure(name: str, config: RunConfig, groups: int) -> dict[str, Any]:
     """One setting's row."""
-    gradients, parts, cpu_s = asyncio.run(collect(config, groups))
+    gradients, scored, cpu_s = asyncio.run(collect(config, groups))
+    parts = [
+        {p: torch.tensor([s.parts[p] for s in scores]).double() for p in PARTS} for scores in scored
+    ]
     by_group = [advantages(values, config) for values in parts]
     signals = {}
     for reward in by_group[0]:
