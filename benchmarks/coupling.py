@@ -5,17 +5,16 @@ noise and teaches nothing. What is learned is the part of the gradient that grou
 Here the policy gradient of each part of the reward is multiplied with that of what nobody is paid
 for, over pairs of *different* groups, so that noise drops out: a negative product says that a step
 along the reward's gradient lowers the other figure. In standard errors, from the same gradients
-under random signs; the diagonal is the z of `benchmarks.signal`. Gradients are divided by the
-square root of each parameter's spread, as AdamW steps. Ten minutes on one core.
+under random signs; a figure with itself is the z of `benchmarks.signal` but for the scale:
+gradients are divided by the square root of each parameter's spread, as AdamW steps, and every
+figure is normalised in its group, the advantage too. Ten minutes on one core.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,7 +22,7 @@ from torch import Tensor
 
 from actors.seeds import keyed_generator
 from benchmarks.exploration import PARTS
-from benchmarks.pressure import BESIDES, figures
+from benchmarks.pressure import BESIDES, figures, group_options
 from benchmarks.results import Result, machine, write
 from benchmarks.signal import collect, flipped_spread
 from cluster.config import RunConfig, for_one_process, load
@@ -70,13 +69,7 @@ def rows(
 
 def main() -> int:
     """Measure, print, write the JSON."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--groups", type=int, default=60)
-    parser.add_argument("--name", default="toy", help="of the rows in the JSON")
-    parser.add_argument("--config", action="append", default=[], metavar="FILE")
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("overrides", nargs="*", metavar="key=value")
-    options = parser.parse_args()
+    options = group_options(__doc__, 60)
     config = for_one_process(load("toy", options.overrides, options.config))
     samples, scored, _ = asyncio.run(collect(config, options.groups))
     found = rows(samples, scored, config, options.name)

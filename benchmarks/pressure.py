@@ -90,15 +90,20 @@ def rows(groups: Sequence[Group], name: str) -> list[dict[str, Any]]:
     return found
 
 
-def main() -> int:
-    """Measure, print, write the JSON."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--groups", type=int, default=56)
+def group_options(description: str | None, groups: int) -> argparse.Namespace:
+    """The command line of a benchmark that scores groups; `groups` by default."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--groups", type=int, default=groups)
     parser.add_argument("--name", default="toy", help="of the rows in the JSON")
     parser.add_argument("--config", action="append", default=[], metavar="FILE")
     parser.add_argument("--json", type=Path)
     parser.add_argument("overrides", nargs="*", metavar="key=value")
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Measure, print, write the JSON."""
+    options = group_options(__doc__, 56)
     config = for_one_process(load("toy", options.overrides, options.config))
     table = rows(asyncio.run(collect(config, options.groups)), options.name)
     print(f"{'':<28}" + "".join(f"{besides:>18}" for besides in BESIDES))

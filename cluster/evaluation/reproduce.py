@@ -122,7 +122,7 @@ class Reproduction:
         self._evaluate("base-plain-noise", base, PLAIN_NOISE)
         self._evaluate("base-untrained", base, (), [str(OVERRIDES / SETTINGS)])
         clips = f"{self.out.url}/ceiling"
-        if not self.out.exists("ceiling/videos.jsonl"):
+        if not self._has("ceiling") and not self.out.exists("ceiling/videos.jsonl"):
             command = [sys.executable, "-m", "benchmarks.ceiling", "--out", clips]
             command += ["--pairs", str(self.plan.pairs)]
             done = subprocess.run(
