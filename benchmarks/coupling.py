@@ -21,15 +21,14 @@ import torch
 from torch import Tensor
 
 from actors.seeds import keyed_generator
-from benchmarks.exploration import PARTS
 from benchmarks.pressure import BESIDES, figures, group_options
 from benchmarks.results import Result, machine, write
 from benchmarks.signal import collect, flipped_spread
 from cluster.config import RunConfig, for_one_process, load
 from cluster.pools import SampleScores
 from learner.grpo import group_advantages
+from rewards.scoring import PARTS
 
-PAID = (*PARTS, "advantage")
 FLIPS = 400
 
 
@@ -54,16 +53,17 @@ def rows(
     """A row for each part and for the advantage."""
     scaled = samples / samples.flatten(0, 1).std(dim=0).clamp_min(1e-12).sqrt()
     groups = [figures(scores, config) for scores in scored]
+    parts = [part for part in PARTS if all(part in group for group in groups)]
     found = {
         figure: gradients_of(
             scaled, [group[figure] for group in groups], config.learner.advantage_clip
         )
-        for figure in (*PAID, *BESIDES)
+        for figure in (*parts, "advantage", *BESIDES)
     }
     return [
         {"run": f"{name}, {paid}", "groups": len(groups)}
-        | {other: round(coupling(found[paid], found[other]), 1) for other in (*PARTS, *BESIDES)}
-        for paid in PAID
+        | {other: round(coupling(found[paid], found[other]), 1) for other in (*parts, *BESIDES)}
+        for paid in (*parts, "advantage")
     ]
 
 
@@ -73,7 +73,7 @@ def main() -> int:
     config = for_one_process(load("toy", options.overrides, options.config))
     samples, scored, _ = asyncio.run(collect(config, options.groups))
     found = rows(samples, scored, config, options.name)
-    columns = (*PARTS, *BESIDES)
+    columns = [column for column in found[0] if column not in ("run", "groups")]
     print(f"{'':<32}" + "".join(f"{column:>10}" for column in columns))
     for row in found:
         print(f"{row['run']:<32}" + "".join(f"{row[column]:>+10.1f}" for column in columns))

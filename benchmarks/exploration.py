@@ -32,10 +32,9 @@ from cluster.runs import in_this_process, run_training
 from cluster.storage import RunFolder
 from prompts.dataset import load_prompts
 from prompts.schema import Prompt
-from rewards.scoring import combine
+from rewards.scoring import PARTS, combine
 
 SETTINGS = {"shared prefix": True, "own noise": False}
-PARTS = ("recon", "traj", "meta", "gen")
 
 
 def _config(shared: bool, *overrides: str) -> RunConfig:

@@ -20,13 +20,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.exploration import PARTS, scored_group
+from benchmarks.exploration import scored_group
 from benchmarks.results import Result, machine, write
 from benchmarks.signal import advantages
 from cluster.config import RunConfig, for_one_process, load
 from cluster.local import local_workers
 from cluster.pools import SampleScores
 from prompts.dataset import load_prompts
+from rewards.scoring import PARTS
 
 BESIDES = ("motion", "sharpness", "content", "psnr")
 
@@ -83,7 +84,7 @@ async def collect(config: RunConfig, groups: int) -> list[Group]:
 def rows(groups: Sequence[Group], name: str) -> list[dict[str, Any]]:
     """A row for each part and for the advantage."""
     found = []
-    for paid in (*PARTS, "advantage"):
+    for paid in (p for p in (*PARTS, "advantage") if any(p in group for group in groups)):
         measured = {besides: pressure(groups, paid, besides) for besides in BESIDES}
         row: dict[str, Any] = {"run": f"{name}, {paid}", "groups": len(groups)}
         found.append(row | {b: [round(x, 3) for x in pair] for b, pair in measured.items()})

@@ -26,13 +26,14 @@ from actors.policy import Policy
 from actors.sde import log_prob, step_moments
 from actors.seeds import keyed_generator
 from actors.trajectory import Trajectory
-from benchmarks.exploration import PARTS, SETTINGS, scored_group
+from benchmarks.exploration import SETTINGS, scored_group
 from benchmarks.results import Result, machine, write
 from cluster.config import RunConfig, for_one_process, load, resolve_model
 from cluster.local import local_workers
 from cluster.pools import SampleScores
 from learner.grpo import group_advantages, group_parts_advantages
 from prompts.dataset import load_prompts
+from rewards.scoring import PARTS
 
 SHOWN_Z = 2.0
 """A signal below so many standard errors is reported as not found."""
@@ -130,8 +131,9 @@ def advantages(parts: dict[str, Tensor], config: RunConfig) -> dict[str, Tensor]
 def measure(name: str, config: RunConfig, groups: int) -> dict[str, Any]:
     """One setting's row."""
     gradients, scored, cpu_s = asyncio.run(collect(config, groups))
+    named = [p for p in PARTS if all(p in s.parts for scores in scored for s in scores)]
     parts = [
-        {p: torch.tensor([s.parts[p] for s in scores]).double() for p in PARTS} for scores in scored
+        {p: torch.tensor([s.parts[p] for s in scores]).double() for p in named} for scores in scored
     ]
     by_group = [advantages(values, config) for values in parts]
     signals = {}

@@ -25,7 +25,7 @@ REWARD_STAGES = ("reconstruction", "judge", "aesthetic")
 REFRESH_S = 5.0
 """Time between two settings of the same gauges."""
 WRITTEN = "worldr1_checkpoint_written_timestamp_seconds"
-SHOWN_PARTS = ("recon", "traj", "meta", "gen")
+SHOWN_PARTS = ("recon", "traj", "reach", "meta", "gen")
 
 
 def mean_spread(values: Iterable[float]) -> dict[str, float]:

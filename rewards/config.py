@@ -38,7 +38,8 @@ class PoolConfig(BaseModel):
 
 
 class WeightsConfig(BaseModel):
-    """Weights of the parts: R = recon + traj + meta + lambda_gen · gen (method section 3)."""
+    """Weights of the parts: R = recon + traj + meta + lambda_gen · gen (method section 3), and
+    `reach` where it is wanted."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -46,6 +47,9 @@ class WeightsConfig(BaseModel):
     """Weight of S_recon."""
     traj: float = Field(default=1.0, ge=0, le=1000, allow_inf_nan=False)
     """Weight of S_traj."""
+    reach: float = Field(default=0.0, ge=0, le=1000, allow_inf_nan=False)
+    """Weight of S_reach, which is no part of the paper's reward: whether the camera goes as far as
+    it was asked to, which S_traj leaves open for translations and S_recon pays for not doing."""
     meta: float = Field(default=1.0, ge=0, le=1000, allow_inf_nan=False)
     """Weight of S_meta."""
     gen: float = Field(default=1.0, ge=0, le=1000, allow_inf_nan=False)

@@ -9,8 +9,9 @@ from typing import Literal
 RewardKind = Literal["reconstruction", "judge", "aesthetic"]
 """The three families of reward workers."""
 
-RewardPart = Literal["recon", "traj", "meta", "gen"]
-"""S_recon and S_traj (reconstruction), S_meta (judge), R_gen (aesthetic); method section 3."""
+RewardPart = Literal["recon", "traj", "reach", "meta", "gen"]
+"""S_recon, S_traj and S_reach (reconstruction), S_meta (judge), R_gen (aesthetic); method section
+3."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,8 +20,9 @@ class Score:
 
     kind: RewardKind
     parts: Mapping[str, float]
-    """Reward parts by `RewardPart`, each in its stated range: recon, traj, meta in [0, 1], gen in
-    [-1, 1]. `traj` is absent where the prompt names no motion."""
+    """Reward parts by `RewardPart`, each in its stated range: recon, traj, reach, meta in [0, 1],
+    gen in [-1, 1]. `traj` is absent where the prompt names no motion, and so is `reach`, which is
+    also absent where its weight is 0."""
     raw: Mapping[str, float] = field(default_factory=dict)
     """What was measured on the way (psnr, sharpness, motion, rotation error, raw scale, ...)."""
     scorer: str = ""

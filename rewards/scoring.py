@@ -27,7 +27,10 @@ GATE_SHARE = 0.1
 TEXTURE_PIXELS = 64 * 96
 TEXTURE_NOTE = "texture gate: S_recon = 0"
 MOTION_NOTE = "motion gate: S_traj = 0"
-PARTS: tuple[RewardPart, ...] = ("recon", "traj", "meta", "gen")
+NEAREST_DEPTH = 0.1
+"""Depth (of the scene's) below which a point counts as this near, when its motion is measured."""
+PARTS: tuple[RewardPart, ...] = ("recon", "traj", "reach", "meta", "gen")
+NEEDS_A_CAMERA: tuple[RewardPart, ...] = ("traj", "reach")
 
 
 @dataclass(frozen=True)
@@ -123,6 +126,41 @@ def trajectory_score(
     if variant == "default" and _stands_still(s, s_hat, asked_deg, turned_deg):
         score, notes = 0.0, (MOTION_NOTE,)
     return TrajectoryScore(score, e_t, e_r, mean_deg, scale, notes)
+
+
+def reach_score(requested_c2w: F64, estimated_c2w: F64, median_depth: float, rays: F64) -> float:
+    """S_reach in [0, 1]: the share of the requested image motion that the estimated camera makes.
+
+    `rays` [N, 3], z = 1, in the first camera's axes, meet a fronto-parallel plane at the scene's
+    depth, on which noise transport moves too. With the displacements of these points since the
+    first frame (in units of the focal length) d under the requested path [F, 4, 4] and d' under the
+    estimated one, it is sum(d · d') / sum(d · d), clipped: half the way is 0.5, the opposite way 0,
+    farther than asked no more than 1. A request at rest is reached by definition. Unlike S_traj it
+    fits no scale. Ours, not the paper's.
+    """
+    asked = _plane_motion(relative_to_first(requested_c2w), rays)
+    estimated = relative_to_first(estimated_c2w).copy()
+    estimated[:, :3, 3] /= median_depth
+    power = float((asked * asked).sum())
+    if power <= 1e-12:
+        return 1.0
+    return float(np.clip((asked * _plane_motion(estimated, rays)).sum() / power, 0.0, 1.0))
+
+
+def _plane_motion(c2w: F64, rays: F64) -> F64:
+    """Displacement [F, N, 2] of points on the plane at depth 1 since the first frame."""
+    R, t = c2w[:, :3, :3], c2w[:, :3, 3]
+    seen = np.einsum("fji,fnj->fni", R, rays[None] - t[:, None])
+    where = seen[..., :2] / np.maximum(seen[..., 2:], NEAREST_DEPTH)
+    return where - where[:1]
+
+
+def view_rays(intrinsics: F64, width: int, height: int) -> F64:
+    """Directions [35, 3], z = 1, of a grid over the picture, corners included."""
+    across, down = np.meshgrid(np.linspace(0, width, 7), np.linspace(0, height, 5))
+    x = (across - intrinsics[0, 2]) / intrinsics[0, 0]
+    y = (down - intrinsics[1, 2]) / intrinsics[1, 1]
+    return np.stack([x, y, np.ones_like(x)], axis=-1).reshape(-1, 3)
 
 
 def _scale(s: F64, s_hat: F64, cap: float | None) -> float:
@@ -259,15 +297,15 @@ def combine(
 ) -> tuple[float, dict[str, float]]:
     """R = R_3D + λ·R_gen and the weighted parts that made it.
 
-    Main phase: recon, traj, meta and gen; `traj` is left out where it is absent, that is where the
-    prompt names no motion. Dynamic phase: gen alone. Raises ValueError when another needed part is
-    missing, or any is not finite; a part of weight 0 is neither needed nor used.
+    Main phase: all parts; `traj` and `reach` are left out where there is no `traj`, that is where
+    the prompt names no motion. Dynamic phase: gen alone. Raises ValueError when another needed part
+    is missing, or any is not finite; a part of weight 0 is neither needed nor used.
     """
     needed: tuple[RewardPart, ...] = ("gen",) if phase == "dynamic" else PARTS
     weighted: dict[str, float] = {}
     for name in needed:
         weight = float(getattr(weights, name))
-        if weight == 0 or (name == "traj" and name not in parts):
+        if weight == 0 or (name in NEEDS_A_CAMERA and "traj" not in parts):
             continue
         if name not in parts or not np.isfinite(parts[name]):
             raise ValueError(

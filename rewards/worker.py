@@ -38,10 +38,12 @@ from rewards.reconstruct.reconstruction import Reconstruction, Reconstructor
 from rewards.score import Score, ScoreFailure
 from rewards.scoring import (
     meta_view_pose,
+    reach_score,
     reconstruction_score,
     texture,
     total_variation,
     trajectory_score,
+    view_rays,
 )
 
 U8 = NDArray[np.uint8]
@@ -170,6 +172,9 @@ class ReconstructionWorker:
             requested = requested[found.frames]
             traj = trajectory_score(requested, c2w, found.median_depth, self.config.variant)
             parts["traj"], scale = traj.score, traj.scale
+            if self.config.weights.reach:
+                rays = view_rays(intrinsics, width, height)
+                parts["reach"] = reach_score(requested, c2w, found.median_depth, rays)
             raw["rotation_error_deg"] = traj.rotation_error_deg
             raw["translation_error"] = traj.translation_error
             notes = notes + traj.notes
@@ -189,6 +194,8 @@ class ReconstructionWorker:
         parts = {"recon": recon}
         if requested is not None:
             parts["traj"], notes = 0.0, (*notes, NO_CAMERA_NOTE)
+            if self.config.weights.reach:
+                parts["reach"] = 0.0
         raw = {"sharpness": total_variation(video)}
         return (
             Score("reconstruction", parts, raw, self.scorer, notes),

@@ -29,6 +29,7 @@ from cluster.report.style import (
 PART_TITLES = {
     "recon": "S_recon · one consistent place",
     "traj": "S_traj · the camera obeys",
+    "reach": "S_reach · the camera goes as far as asked",
     "meta": "S_meta · unseen view holds up",
     "gen": "R_gen · frames look right",
 }

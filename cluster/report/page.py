@@ -38,6 +38,7 @@ FEW_STEPS = 12
 FIGURES = {
     "recon": "S_recon",
     "traj": "S_traj",
+    "reach": "S_reach",
     "meta": "S_meta",
     "gen": "R_gen",
     "psnr": "PSNR of the re-rendering, dB",

@@ -9,7 +9,13 @@ from typing import Any
 import plotly.graph_objects as go
 
 INK, MUTED, GRID, PAPER = "#1d2430", "#6b7280", "#e6e8ec", "#ffffff"
-PARTS = {"recon": "#0072b2", "traj": "#d55e00", "meta": "#009e73", "gen": "#aa4499"}
+PARTS = {
+    "recon": "#0072b2",
+    "traj": "#d55e00",
+    "reach": "#e69f00",
+    "meta": "#009e73",
+    "gen": "#aa4499",
+}
 """One colour per reward part, distinct for colour-blind readers (Okabe and Ito; Tol's purple)."""
 TOTAL, EMA = "#1d2430", "#b8860b"
 DYNAMIC = "rgba(170, 68, 153, 0.10)"

@@ -99,6 +99,26 @@ def test_a_clip_without_texture_scores_zero_by_definition_and_says_so() -> None:
     assert judged.parts["meta"] < 0.1
 
 
+def test_reach_is_scored_where_it_has_a_weight() -> None:
+    paying = RewardConfig.model_validate({"weights": {"reach": 1.0}})
+    worker = ReconstructionWorker(paying, CameraConfig(), 9, "cpu", 1)
+    # What these scenes show lies about twice as deep as the plane that the request is made for:
+    # turns are reached, and half of a translation.
+    for motion, reached in ((Motion.MOVE_LEFT, 0.47), (Motion.PAN_RIGHT, 1.0)):
+        shot = clip(motion)
+        parts = {
+            name: worker.assess(video, shot.prompt, False)[0].parts
+            for name, video in (("whole", shot.video), ("frozen", spoilt.frozen(shot.video)))
+        }
+        assert parts["whole"]["reach"] == pytest.approx(reached, abs=0.03)
+        assert parts["frozen"]["reach"] < 0.1
+        assert "reach" not in scored(shot.video, shot.prompt).parts
+    flat = np.full((9, 64, 96, 3), 128, np.uint8)
+    assert worker.assess(flat, shot.prompt, False)[0].parts["reach"] == 0.0
+    still = Prompt.from_text("still", "A red box and a blue ball on a green floor.")
+    assert set(worker.assess(shot.video, still, False)[0].parts) == {"recon"}
+
+
 def test_a_prompt_without_motion_has_no_trajectory_part() -> None:
     prompt = Prompt.from_text("still", "A red box and a blue ball on a green floor.")
     score = scored(clip(Motion.PUSH_IN).video, prompt)
