@@ -258,7 +258,7 @@ def test_the_rays_of_a_view_reach_its_corners() -> None:
 
 
 @pytest.mark.parametrize("motion", PRIMITIVES)
-def test_the_requested_path_itself_is_reached_and_a_camera_at_rest_does_not_reach_it(motion: Motion) -> None:
+def test_the_requested_path_itself_is_reached_and_rest_is_not(motion: Motion) -> None:
     asked = path(motion)
     assert reach_score(asked, asked, 1.0, RAYS) == pytest.approx(1.0)
     assert reach_score(asked, scaled(asked, 2.0), 2.0, RAYS) == pytest.approx(1.0)
