@@ -26,6 +26,10 @@ class LearnerConfig(BaseModel):
     """Optimizer updates per batch (the samples are split evenly among them)."""
     learning_rate: float = Field(default=1e-4, ge=0, le=1, allow_inf_nan=False)
     """AdamW's step size; 0 trains nothing."""
+    lora_a_share: float = Field(default=1.0, ge=0, le=1, allow_inf_nan=False)
+    """Step size of the adapter's A matrices as a share of `learning_rate`, which is B's (LoRA+,
+    arXiv 2402.12354); 0 leaves A as it was drawn (LoRA-FA, arXiv 2308.03303). While B is near zero,
+    as it begins, A's gradient is too, but AdamW moves A just as far."""
     decay_after: int = Field(default=0, ge=0, le=10**9)
     """Applied updates at the full step size, before it falls."""
     decay_updates: int = Field(default=0, ge=0, le=10**9)

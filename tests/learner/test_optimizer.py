@@ -118,3 +118,26 @@ def test_falling_rate_is_that_of_the_updates_applied_before(mesh: DeviceMesh) ->
         rule.step()
         optimizer.step(0.0)
         torch.testing.assert_close(weight.full_tensor(), plain.detach(), rtol=1e-5, atol=1e-8)
+
+
+def test_lora_a_moves_at_its_share_of_the_rate(mesh: DeviceMesh) -> None:
+    """AdamW's first update is the rate times the gradient's sign, but for its epsilon; a share of 0
+    leaves A alone, weight decay too."""
+    names = ("to_q.lora_A.weight", "to_q.lora_B.weight")
+    for share in (1.0, 0.25, 0.0):
+        config = CONFIG.model_copy(update={"lora_a_share": share, "decay_updates": 10})
+        weights = {
+            name: nn.Parameter(distribute_tensor(torch.ones(2, 2), mesh, [Shard(0)]))
+            for name in names
+        }
+        optimizer = ShardedAdamW(weights, config)
+        for weight in weights.values():
+            weight.grad = distribute_tensor(torch.full((2, 2), 0.5), mesh, [Shard(0)])
+        optimizer.step(optimizer.gradient_norm())
+        a, b = (weights[name].full_tensor() for name in names)
+        # Weight decay of 0.1 times the rate, then the update.
+        assert b.unique().item() == pytest.approx(1 - 1e-2 * (0.1 + 1.0), rel=1e-6)
+        if share:
+            assert a.unique().item() == pytest.approx(1 - share * 1e-2 * (0.1 + 1.0), rel=1e-6)
+        else:
+            assert torch.equal(a, torch.ones(2, 2))
