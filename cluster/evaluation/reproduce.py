@@ -46,8 +46,9 @@ class Plan:
         files = [arg for file in settings_files(variant) for arg in ("--config", file)]
         every = max(self.steps // 4, 1)
         keys = [f"steps={self.steps}", f"seed={seed}", "eval.prompts=22", f"eval.every={every}"]
-        # Constant as long as it helps, then small enough for the noise of the gradient to settle.
-        falling = max(self.steps // 6, 1)
+        # Constant while the reward rises; then what is learned balances the noise of the gradient,
+        # which settles as the steps get shorter.
+        falling = max(self.steps // 2, 1)
         keys += [f"learner.decay_after={self.steps - falling}", f"learner.decay_updates={falling}"]
         keys += [*self.overrides, *variant.overrides, f"run={run}"]
         return ["train", PRESET, *keys, *files]

@@ -112,7 +112,7 @@ def test_first_seeds_come_first() -> None:
     )
     assert arguments[:2] == ["train", "toy"]
     assert "rollout.workers=1" in arguments
-    assert {"learner.decay_after=80", "learner.decay_updates=16"} <= set(arguments)
+    assert {"learner.decay_after=48", "learner.decay_updates=48"} <= set(arguments)
     assert arguments[-4::2] == ["--config", "--config"]
     assert arguments[-3].endswith("/reproduction.toml")
     assert arguments[-1].endswith("/no_s_traj.toml")
