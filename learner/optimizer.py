@@ -37,16 +37,15 @@ class ShardedAdamW:
         self._shards = {
             name: nn.Parameter(local(parameter.detach())) for name, parameter in parameters.items()
         }
-        factors: dict[bool, list[nn.Parameter]] = {False: [], True: []}
+        shards_at: dict[float, list[nn.Parameter]] = {}
         for name, shard in self._shards.items():
-            factors[".lora_A." in name].append(shard)
+            share = config.lora_a_share if ".lora_A." in name else 1.0
+            shards_at.setdefault(share, []).append(shard)
         self._adamw = torch.optim.AdamW(
             [
-                {"params": shards, "share": config.lora_a_share if of_a else 1.0}
-                for of_a, shards in factors.items()
-                if shards
+                {"params": shards, "share": share, "lr": config.learning_rate * share}
+                for share, shards in shards_at.items()
             ],
-            lr=config.learning_rate,
             betas=config.betas,
             weight_decay=config.weight_decay,
         )
@@ -81,10 +80,11 @@ class ShardedAdamW:
         scale = min(1.0, self._config.max_grad_norm / (norm + 1e-6))
         for name, gradient in self._gradients():
             self._shards[name].grad = gradient.mul_(scale)
-        # AdamW counts the updates it has applied, and a checkpoint holds its count.
-        done = max(int(moments["step"]) for moments in self._state.values())
-        for group in self._adamw.param_groups:
-            group["lr"] = learning_rate_after(done, self._config) * group["share"]
+        if self._config.decay_updates:
+            # AdamW counts the updates it has applied, and a checkpoint holds its count.
+            done = max(int(moments["step"]) for moments in self._state.values())
+            for group in self._adamw.param_groups:
+                group["lr"] = learning_rate_after(done, self._config) * group["share"]
         self._adamw.step()
 
     def clear(self) -> None:

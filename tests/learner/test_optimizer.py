@@ -5,6 +5,7 @@ Not covered: shards of several ranks, which tests/learner/test_distributed.py tr
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import pytest
@@ -124,8 +125,8 @@ def test_lora_a_moves_at_its_share_of_the_rate(mesh: DeviceMesh) -> None:
     """AdamW's first update is the rate times the gradient's sign, but for its epsilon; a share of 0
     leaves A alone, weight decay too."""
     names = ("to_q.lora_A.weight", "to_q.lora_B.weight")
-    for share in (1.0, 0.25, 0.0):
-        config = CONFIG.model_copy(update={"lora_a_share": share, "decay_updates": 10})
+    for share, falling in itertools.product((1.0, 0.25, 0.0), (0, 10)):
+        config = CONFIG.model_copy(update={"lora_a_share": share, "decay_updates": falling})
         weights = {
             name: nn.Parameter(distribute_tensor(torch.ones(2, 2), mesh, [Shard(0)]))
             for name in names
@@ -137,7 +138,5 @@ def test_lora_a_moves_at_its_share_of_the_rate(mesh: DeviceMesh) -> None:
         a, b = (weights[name].full_tensor() for name in names)
         # Weight decay of 0.1 times the rate, then the update.
         assert b.unique().item() == pytest.approx(1 - 1e-2 * (0.1 + 1.0), rel=1e-6)
-        if share:
-            assert a.unique().item() == pytest.approx(1 - share * 1e-2 * (0.1 + 1.0), rel=1e-6)
-        else:
-            assert torch.equal(a, torch.ones(2, 2))
+        assert a.unique().item() == pytest.approx(1 - share * 1e-2 * (0.1 + 1.0), rel=1e-6)
+        assert torch.equal(a, torch.ones(2, 2)) is (share == 0.0)
