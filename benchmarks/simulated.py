@@ -329,6 +329,7 @@ def simulated_trainer(
         metrics=metrics,
         evaluator=Evaluator(config, (), folder, metrics),
         ledger=Ledger(folder, state.ledger),
+        require_held=lambda: None,
     )
     return trainer, state
 

@@ -22,7 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cluster.clocks import Meter, format_seconds
-from cluster.metrics import SHOWN_PARTS
+from rewards.scoring import PARTS
 
 BARS = "▁▂▃▄▅▆▇█"
 HISTORY = 32
@@ -139,7 +139,7 @@ class Panel:
         reward = last["reward"]
         line = sparkline([row["reward"]["mean"] for row in same])
         table.add_row("reward", f"{reward['mean']:.3f} ±{reward['std']:.3f}", line)
-        for name in SHOWN_PARTS:
+        for name in PARTS:
             if name in last["parts"]:
                 history = [row["parts"][name]["mean"] for row in same if name in row["parts"]]
                 table.add_row(name, f"{last['parts'][name]['mean']:.3f}", sparkline(history))

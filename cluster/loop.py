@@ -29,7 +29,7 @@ import asyncio
 import contextlib
 import signal
 import time
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -87,6 +87,8 @@ class Trainer:
     metrics: MetricsLog
     evaluator: Evaluator
     ledger: Ledger
+    require_held: Callable[[], None]
+    """RunTaken once another process trains the run (`cluster.lease`)."""
     learner: DurableLearner = field(init=False)
     collector: Collector = field(init=False)
     saver: Saver = field(init=False)
@@ -157,6 +159,7 @@ class Trainer:
             finally:
                 await self.supervisor.stop()
                 await self.collector.close()
+            self.require_held()
             await self.saver.finish(state)
             self.metrics.flush()
         return state
@@ -188,6 +191,7 @@ class Trainer:
         await self.recorder.before(step, batch)
         report = await self.learner.step(step, batch)
         weights = await self.learner.publish(step + 1)
+        self.require_held()  # before what came of it is written
         await self.recorder.after(phase, report, weights)
         self.ledger.add(consumed_rows(batch, report))
         state = self._advance(state, weights, report)

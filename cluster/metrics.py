@@ -20,12 +20,12 @@ from cluster.report.refresh import Refresher
 from cluster.rows import FILE_NAME, Row, RowsFile, read_rows
 from cluster.storage import RunFolder
 from learner.rank import StepReport
+from rewards.scoring import PARTS
 
 REWARD_STAGES = ("reconstruction", "judge", "aesthetic")
 REFRESH_S = 5.0
 """Time between two settings of the same gauges."""
 WRITTEN = "worldr1_checkpoint_written_timestamp_seconds"
-SHOWN_PARTS = ("recon", "traj", "reach", "meta", "gen")
 
 
 def mean_spread(values: Iterable[float]) -> dict[str, float]:
@@ -106,7 +106,7 @@ def step_row(
 def step_line(row: Mapping[str, Any], steps: int, eta_s: float) -> str:
     """One line a person reads."""
     parts = " ".join(
-        f"{name} {row['parts'][name]['mean']:.3f}" for name in SHOWN_PARTS if name in row["parts"]
+        f"{name} {row['parts'][name]['mean']:.3f}" for name in PARTS if name in row["parts"]
     )
     learner = {"kl": math.nan, "ratio_max_dev": math.nan} | row["learner"]
     seconds = row["seconds"]

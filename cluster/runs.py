@@ -20,13 +20,13 @@ from cluster.config import (
     resolve_model,
     to_json,
 )
+from cluster.lease import held
 from cluster.letter import explain
 from cluster.report.refresh import Refresher
 from cluster.storage import (
     RunFolder,
     absolute_url,
     has_evaluation,
-    held,
     missing_evaluations,
 )
 from cluster.trackers import require_tracker
@@ -84,8 +84,8 @@ def run_training(
     """
     config = config.model_copy(update={"run": absolute_url(config.run)})
     prompts = check_before_start(config)
-    with held(RunFolder(config.run)):
-        return _train(config, prompts, open_workers, say, view)
+    with held(RunFolder(config.run), say) as require_held:
+        return _train(config, prompts, open_workers, say, view, require_held)
 
 
 def _train(
@@ -94,6 +94,7 @@ def _train(
     open_workers: OpenWorkers,
     say: Callable[[str], None],
     view: View | None,
+    require_held: Callable[[], None],
 ) -> RunState:
     folder, store = RunFolder(config.run), CheckpointStore(config.run)
     state = start_or_resume(config, store, say)
@@ -140,6 +141,7 @@ def _train(
             metrics=metrics,
             evaluator=Evaluator(config, prompts["test"], folder, metrics),
             ledger=Ledger(folder, state.ledger),
+            require_held=require_held,
         )
         say(f"workers are up after {time.perf_counter() - started:.0f} s")
         if view is not None:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
 import os
 import uuid
-from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -109,31 +106,6 @@ class RunFolder:
                 f"run = {self.url!r} is not writable: {type(error).__name__}: "
                 f"{str(error).splitlines()[0] if str(error) else 'no reason given'}"
             ) from None
-
-
-@contextlib.contextmanager
-def held(folder: RunFolder) -> Iterator[None]:
-    """Be the only process that trains a run; ConfigError where another one does.
-
-    The folder itself is locked, which ends with the process, however it ends. An object store has
-    no locks: there the user sees to it.
-    """
-    if not folder.is_local:
-        yield
-        return
-    descriptor = os.open(folder.root, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        with contextlib.suppress(OSError):  # a file system without locks
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ConfigError(
-                    f"run = {folder.url!r} is being trained by another process; stop that one, or "
-                    "choose another folder"
-                ) from None
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def stored_config(folder: RunFolder) -> RunConfig:

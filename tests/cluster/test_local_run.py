@@ -10,6 +10,7 @@ import pytest
 
 from cluster.config import ConfigError, RunConfig
 from cluster.runs import in_this_process, run_training
+from cluster.storage import RunFolder
 
 Build = Callable[..., RunConfig]
 
@@ -121,3 +122,4 @@ def test_run_in_an_object_store_resumes_to_the_same_weights(
     assert run(smallest("steps=2", "eval.prompts=1", remote), lines) == whole
     assert any("resuming s3://bucket/deep/run" in line for line in lines)
     assert any("pictures: s3://bucket/deep/run/before_after.png" in line for line in lines)
+    assert not RunFolder(f"{s3_bucket}/deep/run").exists("lease.json")
