@@ -14,7 +14,6 @@ import hashlib
 import json
 import logging
 import re
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
@@ -24,9 +23,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cluster.config import flatten_tree
 from cluster.ledger import LedgerHead
+from cluster.patience import again
 from cluster.versions import Lineages
 from learner.account import EMPTY_ACCOUNT
-from learner.storage_errors import is_transient
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -318,15 +317,7 @@ class CheckpointStore:
         self._retry(f"deleting {base}", remove)
 
     def _retry(self, what: str, call: Callable[[], T]) -> T:
-        for attempt in range(1, self._attempts):
-            try:
-                return call()
-            except Exception as error:
-                if not is_transient(error):
-                    raise
-                log.warning("%s failed (%s); attempt %d", what, error, attempt)
-                time.sleep(self._backoff_s * 2 ** (attempt - 1))
-        return call()
+        return again(what, call, self._attempts, self._backoff_s)
 
 
 def _require_same(checkpoint: Checkpoint, config: Mapping[str, Any]) -> None:

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cluster.config import ConfigError, RunStopped
+from cluster.patience import again
 from cluster.storage import RunFolder
 from learner.storage_errors import is_transient
 
@@ -103,9 +104,9 @@ class Lease:
     def __enter__(self) -> Lease:
         """ConfigError where a living process holds the run; waits for one that may be dead."""
         self._wait_for_another()
-        self._write(self._mine)
+        again(f"writing {LEASE}", lambda: self._write(self._mine))
         time.sleep(self._times.settle_s)
-        found = self._read()
+        found = again(f"reading {LEASE}", self._read)
         if not self._is_mine(found):
             raise ConfigError(_in_use(self._folder, str(found or "another process")))
         self._thread.start()
@@ -115,10 +116,9 @@ class Lease:
         self._closed.set()
         self._thread.join()
         # A lease that stays, because the store does not answer, delays the next start by `dead_s`.
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError):  # removed, and the answer was lost
             try:
-                if self._is_mine(self._read()):
-                    self._folder.remove(LEASE)
+                again(f"removing {LEASE}", self._remove_mine)
             except Exception as error:
                 if not is_transient(error):
                     raise
@@ -130,7 +130,7 @@ class Lease:
             raise RunTaken(f"run = {self._folder.url!r} is no longer this process's: {self._lost}")
 
     def _wait_for_another(self) -> None:
-        first = self._read()
+        first = again(f"reading {LEASE}", self._read)
         if first is None:
             return
         self._say(
@@ -140,7 +140,7 @@ class Lease:
         deadline = time.monotonic() + self._times.dead_s
         while time.monotonic() < deadline:
             time.sleep(min(self._times.renew_s / 4, 1.0))
-            now = self._read()
+            now = again(f"reading {LEASE}", self._read)
             if now is None:
                 return
             if now != first:
@@ -159,6 +159,10 @@ class Lease:
             except Exception as error:
                 if not is_transient(error):  # the next renewal tries again
                     self._lost = f"{LEASE} cannot be renewed: {type(error).__name__}: {error}"
+
+    def _remove_mine(self) -> None:
+        if self._is_mine(self._read()):
+            self._folder.remove(LEASE)
 
     def _is_mine(self, found: Holder | None) -> bool:
         return found is not None and found.owner == self._mine.owner

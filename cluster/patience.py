@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from typing import TypeVar
 
 from learner.storage_errors import is_transient
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
@@ -40,6 +43,19 @@ async def patiently(what: str, work: Callable[[], Awaitable[T]], say: Callable[[
             say(f"{what} failed: {_reason(error)}; trying again in {pause_s:g} s")
         await asyncio.sleep(pause_s)
         pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+
+def again(what: str, call: Callable[[], T], attempts: int = 5, backoff_s: float = 0.5) -> T:
+    """Do something up to `attempts` times, with pauses that double, before its error is raised."""
+    for attempt in range(1, attempts):
+        try:
+            return call()
+        except Exception as error:
+            if not is_transient(error):
+                raise
+            log.warning("%s failed (%s); attempt %d", what, error, attempt)
+            time.sleep(backoff_s * 2 ** (attempt - 1))
+    return call()
 
 
 def _reason(error: Exception) -> str:

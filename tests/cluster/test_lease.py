@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.faulty_store import BUCKET, Faults, faulty_s3
 from cluster.config import ConfigError
 from cluster.lease import LEASE, Holder, LeaseTimes, RunTaken, held
 from cluster.storage import RunFolder
@@ -158,6 +159,19 @@ def test_a_store_that_fails_for_a_while_loses_no_run(store: RunFolder) -> None:
         require()
         folder.error = PermissionError("access denied")
         assert "PermissionError: access denied" in str(lost(require))
+
+
+def test_a_store_that_fails_every_fifth_request() -> None:
+    """Each start finds the run free: the one before has left nothing to wait for."""
+    lines: list[str] = []
+    with faulty_s3(Faults(errors=0.2, delays=0.0)) as (proxy, _):
+        folder = RunFolder(f"s3://{BUCKET}/runs/a")
+        for _start in range(5):
+            with held(folder, lines.append, FAST) as require:
+                time.sleep(0.1)
+                require()
+        assert sum(proxy.counts.values()) - proxy.counts["none"] >= 3
+    assert not lines
 
 
 def test_a_lease_that_is_none_is_refused(store: RunFolder) -> None:
