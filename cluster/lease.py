@@ -3,7 +3,7 @@
 A lock ends with its process, however that ends. Object stores have none: there the trainer keeps
 RUN/lease.json and writes it again every `renew_s`. Who finds one that does not change for `dead_s`
 takes it: its owner was killed, or cannot reach the store. An owner that comes back sees another
-name in it and stops before its next checkpoint. No clocks of two machines are compared.
+name in it and stops in its next step. No clocks of two machines are compared.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ class LeaseTimes:
 
 
 class RunTaken(RunStopped):
-    """Another process trains the run by now."""
+    """The run is no longer this process's: another one has it, or the lease could not be kept."""
 
-    advice = "follow the process that has the run; to go on here, stop that one first"
+    advice = "see that no other process trains the run, then start the same command again"
 
 
 class Holder(BaseModel):

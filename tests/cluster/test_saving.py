@@ -18,12 +18,14 @@ from benchmarks.simulated import (
     Durations,
     SimulatedPool,
     SimulatedRanks,
+    rows,
     simulated_trainer,
     simulated_workers,
 )
 from cluster.audit import audit_run
 from cluster.checkpoint import CheckpointStore, RunState
 from cluster.config import RunConfig
+from cluster.lease import RunTaken
 from cluster.loop import Trainer
 from cluster.pools import LearnerLost, Workers
 from cluster.saving import Saver
@@ -163,3 +165,27 @@ def test_ranks_that_cannot_begin_the_last_save_end_the_run(smallest: Build) -> N
     with pytest.raises(LearnerLost, match="begin_save"):
         asyncio.run(whole())
     assert ranks.restarts == 3
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_run_that_was_taken_writes_nothing_more(smallest: Build, stopped: bool) -> None:
+    """In its third step, or at a SIGTERM there, whose checkpoint is not written either."""
+    config = smallest(*LOOP, "checkpoint.every=100")
+    seen: list[int] = []
+    """Rows that are written, each time the loop asks."""
+
+    def take_in_third_step(_: Workers, trainer: Trainer) -> None:
+        def require_held() -> None:
+            seen.append(len(rows(config)))
+            if len(seen) == 2 and stopped:
+                trainer.stop()
+            if len(seen) == 3:
+                raise RunTaken("run = 'run' is no longer this process's: process 7 has it")
+
+        trainer.require_held = require_held
+
+    with pytest.raises(RunTaken, match="process 7 has it"):
+        train(config, take_in_third_step)
+    assert seen == [0, 1, 2]
+    assert len(rows(config)) == 2
+    assert CheckpointStore(config.run).steps() == ()
