@@ -9,13 +9,16 @@ import pytest
 
 from benchmarks import gap
 from cluster.cli import main
-from cluster.config import ConfigError, flatten, load
+from cluster.config import REPOSITORY, ConfigError, flatten, flatten_tree, load
 from cluster.evaluation.measure import ClipFigures
 from cluster.evaluation.paper import ABLATIONS
 from cluster.evaluation.reproduce import Plan, Reproduction, jobs, settings_files
 from cluster.evaluation.reproduction import VARIANTS, gap_closed, goals, seed_mean
-from cluster.evaluation.result import Side
+from cluster.evaluation.result import Side, from_json
+from cluster.evaluation.sources import find_source
 from cluster.storage import RunFolder
+
+COMMITTED = REPOSITORY / "benchmarks" / "results" / "reproduction"
 
 
 def side(**figures: float) -> Side:
@@ -50,6 +53,20 @@ def test_all_runs_are_measured_by_the_same_scorers() -> None:
         config = plan.measured_by(variant.overrides, settings_files(variant))
         assert config.rewards == expected
         assert config.camera == load("toy", variant.overrides, settings_files(variant)).camera
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_committed_adapters_are_those_of_the_committed_evaluations(seed: int) -> None:
+    plan = json.loads((COMMITTED / "plan.json").read_text())
+    source = find_source(str(COMMITTED / "adapters" / f"full-seed{seed}"), True)
+    (evaluated,) = from_json(
+        (COMMITTED / "evaluations" / f"full-seed{seed}" / "evaluation.json").read_text()
+    ).sides
+    assert source.title == evaluated.title
+    assert source.trained is not None
+    trained, settings = flatten(source.trained.config), flatten_tree(plan["settings"])
+    assert (source.trained.step, source.trained.config.seed) == (plan["steps"], seed)
+    assert {key: trained[key] for key in settings} == settings
 
 
 def test_figures_are_averaged_over_runs_before_they_are_paired() -> None:
