@@ -129,14 +129,16 @@ def trajectory_score(
 
 
 def reach_score(requested_c2w: F64, estimated_c2w: F64, median_depth: float, rays: F64) -> float:
-    """S_reach in [0, 1]: the share of the requested image motion that the estimated camera makes.
+    """S_reach in [0, 1]: the share of the requested motion that the estimated camera makes.
 
     `rays` [N, 3], z = 1, in the first camera's axes, meet a fronto-parallel plane at the scene's
-    depth, on which noise transport moves too. With the displacements of these points since the
-    first frame (in units of the focal length) d under the requested path [F, 4, 4] and d' under the
-    estimated one, it is sum(d · d') / sum(d · d), clipped: half the way is 0.5, the opposite way 0,
-    farther than asked no more than 1. A request at rest is reached by definition. Unlike S_traj it
-    fits no scale. Ours, not the paper's.
+    depth, on which noise transport moves too. A path [F, 4, 4] displaces these points in the
+    picture, since the first frame and in units of the focal length, by its turns alone and by its
+    travel alone: two fields, kept apart because a turn looks much like a travel and would pass for
+    the travel that was asked. With the fields d of the requested path and d' of the estimated one
+    it is sum(d · d') / sum(d · d), clipped: half the way is 0.5, the opposite way 0, farther than
+    asked no more than 1. A request at rest is reached by definition. Unlike S_traj it fits no
+    scale. Ours, not the paper's.
     """
     asked = _plane_motion(relative_to_first(requested_c2w), rays)
     estimated = relative_to_first(estimated_c2w).copy()
@@ -148,11 +150,16 @@ def reach_score(requested_c2w: F64, estimated_c2w: F64, median_depth: float, ray
 
 
 def _plane_motion(c2w: F64, rays: F64) -> F64:
-    """Displacement [F, N, 2] of points on the plane at depth 1 since the first frame."""
-    R, t = c2w[:, :3, :3], c2w[:, :3, 3]
-    seen = np.einsum("fji,fnj->fni", R, rays[None] - t[:, None])
+    """Displacement [2, F, N, 2] of points on the plane at depth 1 since the first frame: by the
+    turns of the path alone, and by its travel alone."""
+    turns, travel = c2w.copy(), c2w.copy()
+    turns[:, :3, 3] = 0.0
+    travel[:, :3, :3] = np.eye(3)
+    paths = np.stack([turns, travel])
+    R, t = paths[..., :3, :3], paths[..., :3, 3]
+    seen = np.einsum("pfji,pfnj->pfni", R, rays - t[:, :, None])
     where = seen[..., :2] / np.maximum(seen[..., 2:], NEAREST_DEPTH)
-    return where - where[:1]
+    return where - where[:, :1]
 
 
 def view_rays(intrinsics: F64, width: int, height: int) -> F64:
