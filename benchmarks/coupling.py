@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from actors.seeds import keyed_generator
-from benchmarks.pressure import BESIDES, figures, group_options
+from benchmarks.pressure import BESIDES, ROTATION_ERROR, figures, group_options
 from benchmarks.results import Result, machine, write
 from benchmarks.signal import collect, flipped_spread
 from cluster.config import RunConfig, for_one_process, load
@@ -54,15 +54,16 @@ def rows(
     scaled = samples / samples.flatten(0, 1).std(dim=0).clamp_min(1e-12).sqrt()
     groups = [figures(scores, config) for scores in scored]
     parts = [part for part in PARTS if all(part in group for group in groups)]
+    besides = [b for b in (*BESIDES, ROTATION_ERROR) if all(b in group for group in groups)]
     found = {
         figure: gradients_of(
             scaled, [group[figure] for group in groups], config.learner.advantage_clip
         )
-        for figure in (*parts, "advantage", *BESIDES)
+        for figure in (*parts, "advantage", *besides)
     }
     return [
         {"run": f"{name}, {paid}", "groups": len(groups)}
-        | {other: round(coupling(found[paid], found[other]), 1) for other in (*parts, *BESIDES)}
+        | {other: round(coupling(found[paid], found[other]), 1) for other in (*parts, *besides)}
         for paid in (*parts, "advantage")
     ]
 
@@ -74,7 +75,7 @@ def main() -> int:
     samples, scored, _ = asyncio.run(collect(config, options.groups))
     found = rows(samples, scored, config, options.name)
     columns = [column for column in found[0] if column not in ("run", "groups")]
-    print(f"{'':<32}" + "".join(f"{column:>10}" for column in columns))
+    print(f"{'':<32}" + "".join(f"{column[:9]:>10}" for column in columns))
     for row in found:
         print(f"{row['run']:<32}" + "".join(f"{row[column]:>+10.1f}" for column in columns))
     if options.json:

@@ -30,6 +30,9 @@ from prompts.dataset import load_prompts
 from rewards.scoring import PARTS
 
 BESIDES = ("motion", "sharpness", "content", "psnr")
+ROTATION_ERROR = "rotation_error_deg"
+"""Of the estimated camera against the requested one; members have it where a motion was requested.
+For `benchmarks.coupling`."""
 
 Group = Mapping[str, Sequence[float]]
 """Figures of a group's members by name."""
@@ -56,13 +59,15 @@ def pressure(groups: Sequence[Group], paid: str, besides: str) -> tuple[float, f
 
 
 def figures(scores: Sequence[SampleScores], config: RunConfig) -> Group:
-    """Parts, advantage and `BESIDES` of a group whose members are all scored."""
+    """Parts, advantage, `BESIDES` and, where members have it, `ROTATION_ERROR` of a group whose
+    members are all scored."""
     parts = {p: [s.parts[p] for s in scores] for p in PARTS if all(p in s.parts for s in scores)}
     tensors = {name: torch.tensor(values).double() for name, values in parts.items()}
     learned = advantages(tensors, config)[f"total, {config.learner.advantage}"].tolist()
     # Both know a sharpness: the reconstruction's is that of the evaluations, in grey levels.
     raw = [{**s.scores["aesthetic"].raw, **s.scores["reconstruction"].raw} for s in scores]
-    return parts | {"advantage": learned} | {b: [row[b] for row in raw] for b in BESIDES}
+    known = [b for b in (*BESIDES, ROTATION_ERROR) if all(b in row for row in raw)]
+    return parts | {"advantage": learned} | {b: [row[b] for row in raw] for b in known}
 
 
 async def collect(config: RunConfig, groups: int) -> list[Group]:
