@@ -284,24 +284,19 @@ def test_reach_of_a_push_in_by_hand() -> None:
 
 
 def test_a_turn_that_looks_like_the_requested_travel_reaches_nothing_of_it() -> None:
-    """The plane's centre moves by -0.1 under a way of 0.1 to the right, and by -tan(a) under a
-    turn by a to the right; a request of both is reached in the share of the squares that is made.
-    """
-    ray, way, turn = np.array([[0.0, 0.0, 1.0]]), 0.1, np.radians(3.0)
-    travel, turned = (np.tile(np.eye(4), (2, 1, 1)) for _ in range(2))
-    travel[1, 0, 3] = way
-    turned[1, 0, [0, 2]], turned[1, 2, [0, 2]] = (
-        (np.cos(turn), np.sin(turn)),
-        (-np.sin(turn), np.cos(turn)),
-    )
-    both = turned.copy()
-    both[1, 0, 3] = way
-    assert reach_score(travel, turned, 1.0, ray) == 0.0
-    assert reach_score(turned, travel, 1.0, ray) == 0.0
+    """The plane's centre moves by -t under a way of t to the right, and by -tan(14 degrees) under
+    a pan to the right; a request of both is reached in the share of the squares that is made."""
+    ray = np.array([[0.0, 0.0, 1.0]])
+    travel, pan = (path(motion)[[0, -1]] for motion in (Motion.MOVE_RIGHT, Motion.PAN_RIGHT))
+    both = pan.copy()
+    both[:, :3, 3] = travel[:, :3, 3]
+    assert reach_score(travel, pan, 1.0, ray) == 0.0
+    assert reach_score(pan, travel, 1.0, ray) == 0.0
     assert reach_score(travel, both, 1.0, ray) == pytest.approx(1.0)
-    share = way**2 / (way**2 + np.tan(turn) ** 2)
+    way, turned = travel[1, 0, 3], math.tan(math.radians(14))
+    share = way**2 / (way**2 + turned**2)
     assert reach_score(both, travel, 1.0, ray) == pytest.approx(share)
-    assert reach_score(both, turned, 1.0, ray) == pytest.approx(1 - share)
+    assert reach_score(both, pan, 1.0, ray) == pytest.approx(1 - share)
 
 
 PARTS = {"recon": 0.8, "traj": 0.6, "meta": 0.4, "gen": -0.2}
