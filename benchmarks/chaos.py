@@ -21,6 +21,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -82,9 +83,7 @@ def disturb(driver: Driver, kills: Sequence[Kill]) -> None:
             driver.start()
             continue
         # Where the last one of a kind has just been killed, its successor is the next victim.
-        victims = wait_for(
-            f"a {kill.kind}", lambda kind=kill.kind: driver.workers(kind), PATIENCE_S
-        )
+        victims = wait_for(f"a {kill.kind}", partial(driver.workers, kill.kind), PATIENCE_S)
         victims[int(kill.pick * len(victims))].kill()
 
 

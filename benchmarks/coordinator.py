@@ -38,8 +38,9 @@ from benchmarks.simulated import (
     simulated_trainer,
 )
 from cluster.config import LOOPBACK, RunConfig, load
-from cluster.pools import Learner, Rewards, Rollouts, Workers
+from cluster.pools import Learner, Published, Rewards, Rollouts, Workers
 from cluster.ray_pool import RayPool, RayRanks
+from cluster.versions import Lineages
 from learner.batch import RankPlan, ScoredGroup
 from learner.rank import StepReport
 
@@ -155,7 +156,9 @@ def hosted_workers(config: RunConfig, durations: Durations) -> tuple[Workers, li
     ranks = hosts(RankHost, 1, config, durations)
     workers = Workers(
         rollouts=Rollouts(rollouts),
-        rewards=Rewards(*rewards.values(), config.rewards),
+        rewards=Rewards(
+            rewards["reconstruction"], rewards["judge"], rewards["aesthetic"], config.rewards
+        ),
         learner=Learner(
             RayRanks("learner", lambda: ranks * config.learner.ranks, 60.0),  # type: ignore[arg-type]
             config.learner.micro_batch,
@@ -200,9 +203,9 @@ def measure(size: int, steps: int) -> dict[str, Any]:
         spent = [time.process_time()]
         publish = trainer.collector.publish
 
-        def published(*args: Any) -> None:
+        def published(weights: Published, lineages: Lineages) -> None:
             spent.append(time.process_time())
-            publish(*args)
+            publish(weights, lineages)
 
         trainer.collector.publish = published  # type: ignore[method-assign]
         longest = 0.0

@@ -143,6 +143,10 @@ class Driver:
         """Steps in its `metrics.jsonl`: those after its checkpoint are dropped at a resume."""
         return len(self.rows())
 
+    def wait_for_step(self, steps: int, timeout_s: float) -> None:
+        """Return when so many steps are done. TimeoutError."""
+        wait_for(f"step {steps}", lambda: self.steps_done() >= steps, timeout_s)
+
     def durable(self) -> int:
         """Step of the newest checkpoint; 0 for none."""
         found = Path(self.config.run).glob("checkpoints/step_*/manifest.json")

@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -73,9 +74,8 @@ def run(
     seconds: dict[str, float] = {}
     with driving(driver):
         for number, (kind, blow) in enumerate(blows.items()):
-            step = BEFORE + number * BETWEEN
-            wait_for(f"step {step}", lambda step=step: driver.steps_done() >= step, PATIENCE_S)
-            seconds[kind] = round(longest_wait(driver, lambda blow=blow: blow(driver)), 1)
+            driver.wait_for_step(BEFORE + number * BETWEEN, PATIENCE_S)
+            seconds[kind] = round(longest_wait(driver, partial(blow, driver)), 1)
         if driver.wait(PATIENCE_S) != 0:
             raise RuntimeError(f"{name} failed:\n{driver.tail()}")
     report = audit_run(driver.config.run)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKLWan
+from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from torch import Tensor
 
 from actors import wan
@@ -89,7 +89,7 @@ class Bench:
         self.rate = matrix_rate(self.device)
         self.tokens = self.shape.tokens(rollout.latent_frames, rollout.height, rollout.width)
         generator = torch.Generator(self.device).manual_seed(0)
-        draw = {"device": self.device, "generator": generator}
+        draw: dict[str, Any] = {"device": self.device, "generator": generator}
         self.latents = torch.randn(1, *rollout.latent_shape, **draw)
         text = (1, config.max_prompt_tokens, self.shape.text_dim)
         self.cond = torch.randn(text, **draw).bfloat16()

@@ -62,7 +62,7 @@ def figures(scores: Sequence[SampleScores], config: RunConfig) -> Group:
     """Parts, advantage, `BESIDES` and, where members have it, `ROTATION_ERROR` of a group whose
     members are all scored."""
     parts = {p: [s.parts[p] for s in scores] for p in PARTS if all(p in s.parts for s in scores)}
-    tensors = {name: torch.tensor(values).double() for name, values in parts.items()}
+    tensors: dict[str, torch.Tensor] = {n: torch.tensor(v).double() for n, v in parts.items()}
     learned = advantages(tensors, config)[f"total, {config.learner.advantage}"].tolist()
     # Both know a sharpness: the reconstruction's is that of the evaluations, in grey levels.
     raw = [{**s.scores["aesthetic"].raw, **s.scores["reconstruction"].raw} for s in scores]

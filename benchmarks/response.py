@@ -59,7 +59,7 @@ def add_step(policy: Policy, direction: Tensor, size: float) -> None:
 def sampled(policy: Policy, config: RunConfig, worker: ReconstructionWorker) -> list[Clip]:
     """Figures of the clips that a policy samples on the first training prompts."""
     pairs = fixed_pairs(config, config.prompts.train, PAIRS)
-    found = []
+    found: list[Clip] = []
     with tempfile.TemporaryDirectory() as folder:
         generate(policy, config, pairs, RunFolder(folder), "response", lambda: None)
         clips = listed(folder, None)

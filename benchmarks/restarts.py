@@ -23,7 +23,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.driver import SMALL_RUN, Driver, driving, wait_for
+from benchmarks.driver import SMALL_RUN, Driver, driving
 from benchmarks.results import Result, machine, write
 from cluster.audit import audit_run
 from cluster.config import PRESETS, load
@@ -46,7 +46,7 @@ def terminate(folder: Path, environment: Mapping[str, str]) -> dict[str, Any]:
     for moment in MOMENTS_S:
         done = driver.steps_done()
         with driving(driver):
-            wait_for("a step", lambda done=done: driver.steps_done() > done, PATIENCE_S)
+            driver.wait_for_step(done + 1, PATIENCE_S)
             time.sleep(moment)
             started = time.monotonic()
             driver.process.terminate()

@@ -48,7 +48,7 @@ def seconds_of(*calls: Callable[[], object], repeats: int) -> list[float]:
 def against_the_pipeline(policy: Policy, rollout: RolloutConfig, repeats: int) -> dict[str, Any]:
     """One clip by `sample_ode` and by WanPipeline on the same network, text already embedded."""
     cond, uncond = policy.encode([PROMPT.text]), policy.encode_negative()
-    pipeline = WanPipeline(
+    pipeline: Any = WanPipeline(
         tokenizer=None,
         text_encoder=None,
         vae=policy._vae,

@@ -131,7 +131,7 @@ def advantages(parts: dict[str, Tensor], config: RunConfig) -> dict[str, Tensor]
 def measure(name: str, config: RunConfig, groups: int) -> dict[str, Any]:
     """One setting's row."""
     gradients, scored, cpu_s = asyncio.run(collect(config, groups))
-    named = [p for p in PARTS if all(p in s.parts for scores in scored for s in scores)]
+    named: list[str] = [p for p in PARTS if all(p in s.parts for scores in scored for s in scores)]
     parts = [
         {p: torch.tensor([s.parts[p] for s in scores]).double() for p in named} for scores in scored
     ]

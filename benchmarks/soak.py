@@ -135,7 +135,8 @@ def measure(folder: Path, steps: int) -> dict[str, Any]:
         ray.init(address=environment["RAY_ADDRESS"], log_to_driver=False)
         started = time.monotonic()
         try:
-            logs = Path(ray._private.worker._global_node.get_logs_dir_path())
+            node: Any = ray._private.worker._global_node
+            logs = Path(node.get_logs_dir_path())
             with driving(Driver(config, environment)) as driver:
                 points = watch(driver, logs)
                 if driver.wait(60) != 0:
