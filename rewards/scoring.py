@@ -302,14 +302,15 @@ def affine_to_unit(raw: float, offset: float, scale: float) -> float:
 def combine(
     parts: Mapping[str, float], weights: WeightsConfig, phase: Phase
 ) -> tuple[float, dict[str, float]]:
-    """R = R_3D + λ·R_gen and the weighted parts that made it.
+    """R = R_3D + λ·R_gen and the parts that made it, as the workers gave them.
 
     Main phase: all parts; `traj` and `reach` are left out where there is no `traj`, that is where
     the prompt names no motion. Dynamic phase: gen alone. Raises ValueError when another needed part
     is missing, or any is not finite; a part of weight 0 is neither needed nor used.
     """
     needed: tuple[RewardPart, ...] = ("gen",) if phase == "dynamic" else PARTS
-    weighted: dict[str, float] = {}
+    used: dict[str, float] = {}
+    total = 0.0
     for name in needed:
         weight = float(getattr(weights, name))
         if weight == 0 or (name in NEEDS_A_CAMERA and "traj" not in parts):
@@ -319,5 +320,6 @@ def combine(
                 f"reward part {name!r} is {parts.get(name, 'missing')}; the {phase} phase needs a "
                 "finite number"
             )
-        weighted[name] = weight * float(parts[name])
-    return float(sum(weighted.values())), weighted
+        used[name] = float(parts[name])
+        total += weight * used[name]
+    return total, used

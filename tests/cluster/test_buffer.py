@@ -15,7 +15,11 @@ from cluster.buffer import (
     decide_group,
 )
 from cluster.versions import Lineages
+from learner.batch import advantages
+from learner.grpo import ADVANTAGE_EPSILON
 from learner.schedule import Phase
+from rewards.config import WeightsConfig
+from rewards.scoring import combine
 
 WEIGHTS = {"recon": 1.0, "gen": 0.5}
 
@@ -58,6 +62,20 @@ def test_part_that_one_member_lacks_is_left_out_of_the_parts() -> None:
     decision = decide_group(0, "p", rows, WEIGHTS, 2)
     assert decision.group is not None
     assert set(decision.group.parts) == {"recon"}
+
+
+def test_a_parts_share_of_the_advantage_is_its_weight_however_small() -> None:
+    # Group standard deviations of .01: a part taken times its weight of .1 would have only ten
+    # times the advantages' epsilon left, and 9 % less of a share.
+    parts = ({"recon": 0.81, "gen": 0.49}, {"recon": 0.79, "gen": 0.51})
+    weights = WeightsConfig(recon=3.0, gen=0.1, traj=0.0, meta=0.0)
+    rows = [MemberReward(i, *combine(part, weights, "main")) for i, part in enumerate(parts)]
+    decision = decide_group(0, "p", rows, weights.model_dump(), 2)
+    assert decision.group is not None
+    first, second = advantages([decision.group], "group_parts", 5.0)
+    share = 0.01 / (0.01 + ADVANTAGE_EPSILON)
+    assert first == pytest.approx((3.0 - 0.1) / 3.1 * share, rel=1e-9)
+    assert second == pytest.approx(-first, rel=1e-9)
 
 
 V0 = WeightsVersion(0, "a", "c")
