@@ -42,8 +42,7 @@ class NoProgressError(RunStopped):
 
 @dataclass(frozen=True, slots=True)
 class MemberReward:
-    """A member's total, and its parts before their weights; `total` is None where a scorer failed.
-    """
+    """A member's total, and its parts before their weights; `total` is None where a scorer failed."""
 
     member: int
     total: float | None

@@ -247,7 +247,8 @@ def _turned(poses: F64) -> float:
 
 def meta_view_pose(
     c2w: F64,
-    median_depth: float,
+    first_depth: float,
+    middle_depth: float,
     variant: MetaView = "orbit",
     azimuth_deg: float = 20.0,
     elevation_deg: float = 10.0,
@@ -256,18 +257,18 @@ def meta_view_pose(
     """Camera [4, 4] (c2w, world of the estimated path) that looks at the scene from off the path.
 
     `orbit`: the middle camera walks `azimuth_deg` to the right and `elevation_deg` up on the sphere
-    about the point at `median_depth` on its optical axis, still facing it. `pulled_back`: the first
-    camera, `pull_back` median depths backwards. `farthest`: the estimated camera with the largest
-    distance from the first.
+    about the point at `middle_depth` on its optical axis, still facing it. `pulled_back`: the first
+    camera, `pull_back` times `first_depth` backwards. `farthest`: the estimated camera with the
+    largest distance from the first.
     """
     if variant == "farthest":
         distance = np.linalg.norm(c2w[:, :3, 3] - c2w[0, :3, 3], axis=1)
         return c2w[int(distance.argmax())].copy()
     forward = np.eye(4)
     if variant == "pulled_back":
-        forward[2, 3] = -pull_back * median_depth
+        forward[2, 3] = -pull_back * first_depth
         return c2w[0] @ forward
-    forward[2, 3] = median_depth
+    forward[2, 3] = middle_depth
     yaw, pitch = np.radians(azimuth_deg), np.radians(elevation_deg)
     # To the right of the centre one looks to the left; above it, one looks down.
     turn_left, turn_down = np.eye(4), np.eye(4)
@@ -279,7 +280,7 @@ def meta_view_pose(
         np.cos(pitch),
     )
     backward = forward.copy()
-    backward[2, 3] = -median_depth
+    backward[2, 3] = -middle_depth
     return c2w[len(c2w) // 2] @ forward @ turn_left @ turn_down @ backward
 
 

@@ -207,6 +207,7 @@ class ReconstructionWorker:
         config = self.config.reconstruction
         pose = meta_view_pose(
             c2w,
+            found.median_depth,
             found.middle_depth,
             config.meta_view,
             config.azimuth_deg,

@@ -42,6 +42,11 @@ class Pinhole:
         y = (pixels[1] - self.centre[1]) / self.focal
         return np.stack([x, y, np.ones_like(x)])
 
+    def intrinsics(self) -> F64:
+        """[3, 3]."""
+        (x, y), focal = self.centre, self.focal
+        return np.array([[focal, 0.0, x], [0.0, focal, y], [0.0, 0.0, 1.0]])
+
 
 @dataclass(frozen=True)
 class State:

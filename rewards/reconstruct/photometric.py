@@ -59,13 +59,16 @@ class PhotometricReconstructor:
                 f"pixels; needed: {MIN_FRAMES} frames and {MIN_SIDE} pixels a side",
                 retry=False,
             )
-        camera = Pinhole(intrinsics[0, 0], (intrinsics[0, 2], intrinsics[1, 2]))
+        # A reduced frame's pixels are square but for the rounding of its sides. One focal length is
+        # solved and rendered alike: with two, the re-rendering would shrink along one axis.
+        focal = (intrinsics[0, 0] + intrinsics[1, 1]) / 2
+        camera = Pinhole(focal, (intrinsics[0, 2], intrinsics[1, 2]))
         raw = video.astype(np.float32)
         smooth = np.stack([cv2.GaussianBlur(frame, (0, 0), PRE_BLUR) for frame in raw])
         cameras = estimate_cameras(video, smooth, camera)
         cloud = SurfaceBuilder(video, smooth, cameras, camera).build()
         gaussians = _gaussians(cloud)
-        every = np.tile(intrinsics, (len(video), 1, 1))
+        every = np.tile(camera.intrinsics(), (len(video), 1, 1))
         with torch.no_grad():
             splats = splat(
                 gaussians,

@@ -14,8 +14,8 @@ from rewards.reconstruct.flow import dense_flow, luminance
 from rewards.reconstruct.photometric import PhotometricReconstructor
 from rewards.reconstruct.reconstruction import Reconstruction, ReconstructionError
 from rewards.scoring import trajectory_score
-from tests.rewards.clips import clip, decoded
-from toyworld.scenes import Clip
+from tests.rewards.clips import clip, decoded, scene
+from toyworld.scenes import Clip, render_clip
 
 RECONSTRUCT = PhotometricReconstructor(ReconstructionConfig())
 
@@ -95,6 +95,16 @@ def test_long_and_large_clips_are_thinned_and_reduced() -> None:
     assert result.video.shape == (5, 64, 96, 3)
     assert result.w2c.shape == (5, 4, 4)
     assert result.intrinsics[0] == pytest.approx(shot.intrinsics)
+
+
+def test_a_reduction_that_is_not_the_same_on_both_axes_costs_nothing() -> None:
+    """480 x 832 becomes 96 x 168, where focal lengths differ by 1 % (as from 240 x 416 here)."""
+    shot = render_clip(scene(5), (Motion.PAN_LEFT,), frames=5, height=240, width=416)
+    result = RECONSTRUCT(shot.video, shot.intrinsics)
+    assert result.video.shape == (5, 96, 168, 3)
+    assert result.intrinsics[0, 0, 0] == result.intrinsics[0, 1, 1] == pytest.approx(200.64)
+    # 33.2 dB where the clip is filmed at 96 x 168; 30.9 dB where two focal lengths are rendered.
+    assert psnr(result.video / 255, result.rerender) > 33
 
 
 def test_what_cannot_be_followed_is_an_error_not_a_camera() -> None:

@@ -198,7 +198,7 @@ def test_a_video_without_texture_scores_zero_by_definition() -> None:
 def test_the_orbiting_meta_view_faces_the_median_depth_point_from_its_distance() -> None:
     c2w = path(Motion.ORBIT_LEFT)
     depth = 1.7
-    pose = meta_view_pose(c2w, depth, "orbit", 20.0, 10.0)
+    pose = meta_view_pose(c2w, 2.0, depth, "orbit", 20.0, 10.0)
     middle = c2w[4]
     point = middle[:3, 3] + depth * middle[:3, 2]
     assert pose[:3, 3] + depth * pose[:3, 2] == pytest.approx(point)
@@ -217,8 +217,8 @@ def test_the_orbiting_meta_view_faces_the_median_depth_point_from_its_distance()
 
 def test_the_other_meta_views() -> None:
     c2w = path(Motion.MOVE_RIGHT)
-    assert np.array_equal(meta_view_pose(c2w, 2.0, "farthest"), c2w[-1])
-    back = meta_view_pose(c2w, 2.0, "pulled_back", pull_back=0.5)
+    assert np.array_equal(meta_view_pose(c2w, 2.0, 1.7, "farthest"), c2w[-1])
+    back = meta_view_pose(c2w, 2.0, 1.7, "pulled_back", pull_back=0.5)
     assert back[:3, 3].tolist() == pytest.approx([0.0, 0.0, -1.0])
     assert np.array_equal(back[:3, :3], np.eye(3))
 
