@@ -34,6 +34,7 @@ from cluster.clocks import Meter
 from cluster.collect import RequestSource
 from cluster.config import RunConfig, to_json
 from cluster.evaluate import Evaluator
+from cluster.lease import Holding
 from cluster.ledger import Ledger
 from cluster.loop import Trainer
 from cluster.metrics import MetricsLog
@@ -310,7 +311,10 @@ def simulated_workers(
 
 
 def simulated_trainer(
-    config: RunConfig, workers: Workers, say: Callable[[str], None] = lambda line: None
+    config: RunConfig,
+    workers: Workers,
+    say: Callable[[str], None] = lambda line: None,
+    holding: Holding | None = None,
 ) -> tuple[Trainer, Any]:
     """The real trainer over simulated workers, and the state that it starts from."""
     folder = RunFolder(config.run)
@@ -329,7 +333,7 @@ def simulated_trainer(
         metrics=metrics,
         evaluator=Evaluator(config, (), folder, metrics),
         ledger=Ledger(folder, state.ledger),
-        require_held=lambda: None,
+        holding=holding or Holding.locked(),
     )
     return trainer, state
 

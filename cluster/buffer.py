@@ -42,10 +42,11 @@ class NoProgressError(RunStopped):
 
 @dataclass(frozen=True, slots=True)
 class MemberReward:
-    """A member's total, and its parts before their weights; `total` is None where a scorer failed."""
+    """A member's total, and its parts without their weights."""
 
     member: int
     total: float | None
+    """None where a scorer failed."""
     parts: Mapping[str, float] = field(default_factory=dict)
     reason: str = ""
     """Why there is no total, where no scorer is to blame."""
@@ -201,7 +202,8 @@ class GroupBuffer:
         del self._open[serial]
         self._ready.pop(serial, None)
         self.rejected[reason] += 1
-        if sum(self.rejected.values()) > self.max_rejected:
+        # A recovery of the learner may orphan all groups there are, and no scorer is to blame.
+        if sum(self.rejected.values()) - self.rejected["orphaned"] > self.max_rejected:
             counts = ", ".join(
                 f"{count} because {REJECTIONS[name]}"
                 for name, count in self.rejected.items()

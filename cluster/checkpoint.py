@@ -14,7 +14,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -214,15 +214,16 @@ class CheckpointStore:
             skipped.append(Skipped(step, checkpoint, MANIFEST in self._files(step)))
         return Found(None, tuple(skipped))
 
-    def retain(self, keep: int) -> tuple[int, ...]:
+    def retain(self, keep: int, needed: Collection[int] = ()) -> tuple[int, ...]:
         """Delete all but the newest `keep` checkpoints that have a manifest, and every older
         directory without one; returns the deleted steps. A newer directory without a manifest may
-        be a save in progress and stays."""
+        be a save in progress and stays, as do those of the steps that are `needed`."""
         if keep < 1:
             raise ValueError(f"keep = {keep}; it must be at least 1")
         steps = self.steps()
         kept = [step for step in steps if MANIFEST in self._files(step)][-keep:]
-        doomed = tuple(step for step in steps if kept and step < kept[-1] and step not in kept)
+        spared = {*kept, *needed}
+        doomed = tuple(step for step in steps if kept and step < kept[-1] and step not in spared)
         for step in doomed:
             self._remove(step)
         return doomed

@@ -60,20 +60,32 @@ class Holder(BaseModel):
         return f"process {self.pid} on {self.host}"
 
 
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """Checks that raise RunTaken once the run is somebody else's."""
+
+    require: Callable[[], None]
+    """By what is known: asks nobody."""
+    confirm: Callable[[], None]
+    """By the store: OSError where it does not answer."""
+
+    @staticmethod
+    def locked() -> Holding:
+        """Of a run that nobody can take."""
+        return Holding(lambda: None, lambda: None)
+
+
 @contextlib.contextmanager
 def held(
     folder: RunFolder, say: Callable[[str], None] = print, times: LeaseTimes | None = None
-) -> Iterator[Callable[[], None]]:
-    """Be the only process that trains a run; ConfigError where another one does.
-
-    Yields a check that raises RunTaken once the run is somebody else's.
-    """
+) -> Iterator[Holding]:
+    """Be the only process that trains a run; ConfigError where another one does."""
     if folder.is_local:
         with _locked(folder):
-            yield lambda: None
+            yield Holding.locked()
         return
     with Lease(folder, times or LeaseTimes(), say) as lease:
-        yield lease.require
+        yield Holding(lease.require, lease.confirm)
 
 
 @contextlib.contextmanager
@@ -124,6 +136,13 @@ class Lease:
                     raise
                 self._say(f"{LEASE} could not be removed: {type(error).__name__}: {error}")
 
+    def confirm(self) -> None:
+        """Read the lease now: between two renewals a run may change hands. RunTaken, OSError."""
+        found = again(f"reading {LEASE}", self._read)
+        if not self._is_mine(found):
+            self._lost = self._lost or _loss(found)
+        self.require()
+
     def require(self) -> None:
         """RunTaken once the run is somebody else's."""
         if self._lost:
@@ -155,7 +174,7 @@ class Lease:
                     self._mine = self._mine.model_copy(update={"renewals": self._mine.renewals + 1})
                     self._write(self._mine)
                 else:
-                    self._lost = f"{found} has it" if found else f"its {LEASE} was removed"
+                    self._lost = _loss(found)
             except Exception as error:
                 if not is_transient(error):  # the next renewal tries again
                     self._lost = f"{LEASE} cannot be renewed: {type(error).__name__}: {error}"
@@ -180,6 +199,10 @@ class Lease:
 
     def _write(self, holder: Holder) -> None:
         self._folder.write_text(LEASE, holder.model_dump_json())
+
+
+def _loss(found: Holder | None) -> str:
+    return f"{found} has it" if found else f"its {LEASE} was removed"
 
 
 def _in_use(folder: RunFolder, who: str) -> str:

@@ -29,7 +29,7 @@ import asyncio
 import contextlib
 import signal
 import time
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -41,6 +41,7 @@ from cluster.elastic import Supervisor
 from cluster.evaluate import Evaluator
 from cluster.examination import Examination
 from cluster.inflight import read_in_flight
+from cluster.lease import Holding
 from cluster.ledger import Ledger, SampleRow
 from cluster.metrics import MetricsLog, pool_state, stage_clocks, step_row
 from cluster.patience import missing_is_fine, patiently
@@ -87,8 +88,7 @@ class Trainer:
     metrics: MetricsLog
     evaluator: Evaluator
     ledger: Ledger
-    require_held: Callable[[], None]
-    """RunTaken once another process trains the run (`cluster.lease`)."""
+    holding: Holding
     learner: DurableLearner = field(init=False)
     collector: Collector = field(init=False)
     saver: Saver = field(init=False)
@@ -110,6 +110,7 @@ class Trainer:
             self.learner,
             rollouts.pool,
             self._snapshot,
+            self.holding.confirm,
             say,
         )
         self.recorder = Recorder(
@@ -159,7 +160,7 @@ class Trainer:
             finally:
                 await self.supervisor.stop()
                 await self.collector.close()
-            self.require_held()
+            self.holding.require()
             await self.saver.finish(state)
             self.metrics.flush()
         return state
@@ -184,6 +185,9 @@ class Trainer:
         """One optimizer step and the weights after it."""
         started, step = time.perf_counter(), state.step
         phase = phase_of(step, self.config.schedule)
+        if weights.version.lineage != self.learner.lineages.current:
+            # The ranks were replaced since then, and repeated their steps with other bits.
+            weights = await self.learner.publish(step)
         self.collector.publish(weights, self.learner.lineages)
         # Not given up at a stop, which would have to wait for the same checkpoint.
         await self.saver.hold_back(state)
@@ -191,7 +195,7 @@ class Trainer:
         await self.recorder.before(step, batch)
         report = await self.learner.step(step, batch)
         weights = await self.learner.publish(step + 1)
-        self.require_held()  # before what came of it is written
+        self.holding.require()  # before what came of it is written
         await self.recorder.after(phase, report, weights)
         self.ledger.add(consumed_rows(batch, report))
         state = self._advance(state, weights, report)

@@ -436,7 +436,10 @@ class Learner:
         arguments = [(step, lineage, average)] * self.ranks.size
         answers = await self._each("weights", arguments, returns=2)
         version, weights = answers[0]
-        return Published(version, await self.ranks.store(await self.ranks.fetch(weights)))
+        try:
+            return Published(version, await self.ranks.store(await self.ranks.fetch(weights)))
+        except ObjectGone as gone:
+            raise LearnerLost(f"rank 0 is lost with the weights of step {step}: {gone}") from gone
 
     async def save(self, url: str) -> None:
         """Write every rank's shard below a directory URL."""

@@ -4,7 +4,8 @@ Batches stay held until a durable checkpoint covers them. When a rank dies, free
 all ranks are replaced, load the newest durable checkpoint and train on the held batches again, in
 order. Where that gives the same bits the run goes on as if nothing had happened; where it does not
 (matrix products of a GPU need not), it opens a lineage, so that groups drawn from the weights that
-were lost are not taken for current ones.
+were lost are not taken for current ones. Ranks whose recovery did not come to its end, whatever
+ended it, are replaced once more before anything else is asked of them.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ from typing import TypeVar
 from cluster.checkpoint import CheckpointStore, RunState
 from cluster.collect import Batch
 from cluster.config import RunStopped
+from cluster.patience import patiently
 from cluster.pools import Learner, LearnerLost, ObjectGone, Published, Rollouts
 from cluster.versions import Lineages
+from learner.account import EMPTY_ACCOUNT
 from learner.rank import StepReport
 
 T = TypeVar("T")
@@ -64,17 +67,21 @@ class DurableLearner:
         """Times that all ranks were replaced."""
         self.lineages = Lineages()
         self._rollouts, self._checkpoints, self._say = rollouts, checkpoints, say
-        self._base = 0
+        self._base, self._account = 0, EMPTY_ACCOUNT
+        self._loading: int | None = None
         self._held: list[_Held] = []
         self._in_a_row = 0
+        self._unfit = ""
+        """Why the ranks do not hold the run's weights; empty where they do."""
 
     async def start(self, state: RunState) -> Published:
         """Bring the ranks to a checkpoint's state and publish its weights.
 
         Raises AccountError where they were trained on something else than `state` says.
         """
-        self._base, self.lineages = state.step, state.lineages
-        await self.guarded(lambda: self._load(self._base, state.account))
+        self._base, self._account = state.step, state.account
+        self.lineages = state.lineages
+        await self.guarded(self._load_base)
         return await self.publish(state.step)
 
     async def step(self, step: int, batch: Batch) -> StepReport:
@@ -106,20 +113,39 @@ class DurableLearner:
         """See `Learner.begin_save`."""
         await self.guarded(lambda: self.learner.begin_save(url))
 
-    def durable(self, step: int) -> None:
-        """A checkpoint of `step` exists: the batches before it are let go."""
-        self._base = step
-        self._held = [held for held in self._held if held.step >= step]
+    def durable(self, state: RunState) -> None:
+        """A checkpoint of `state` exists: the batches before it are let go."""
+        self._base, self._account = state.step, state.account
+        self._held = [held for held in self._held if held.step >= state.step]
+
+    @property
+    def needed(self) -> frozenset[int]:
+        """Steps of the checkpoints that a recovery, now or under way, reads."""
+        return frozenset({self._base} | ({self._loading} if self._loading is not None else set()))
+
+    def current(self, state: RunState) -> RunState:
+        """`state` as the ranks hold it now: a recovery since its step may have given other bits."""
+        checksum = self._held[-1].checksum if self._held else state.weights_checksum
+        return state.model_copy(update={"lineages": self.lineages, "weights_checksum": checksum})
+
+    def distrust(self, reason: str) -> None:
+        """Have the ranks replaced before the next call on them, however often it happens: whoever
+        asks for it waits longer each time."""
+        self._unfit, self._in_a_row = reason, 0
 
     async def guarded(self, call: Callable[[], Awaitable[T]]) -> T:
         """Await something that the ranks take part in; on fresh ranks again where they are lost."""
         while True:
+            if self._unfit:
+                await self._recover(LearnerLost(self._unfit))
             try:
                 return await call()
             except LearnerLost as lost:
                 await self._recover(lost)
 
     async def _recover(self, lost: LearnerLost) -> None:
+        # Until the last repeated step is trained, an error or a stop must leave no rank in use.
+        self._unfit = "a recovery of the learner did not come to its end"
         while True:
             self.recoveries += 1
             self._in_a_row += 1
@@ -133,16 +159,24 @@ class DurableLearner:
                 await self.learner.restart()
                 # A save may become durable meanwhile: checkpoint and batches must be of one moment.
                 base, held = self._base, list(self._held)
-                await self._load(base, None)
+                await self._load_base()
                 await self._replay(base, held)
+                self._unfit = ""
                 return
             except LearnerLost as again:
                 lost = again
 
-    async def _load(self, base: int, account: str | None) -> None:
-        if base:
-            await self.learner.load(self._checkpoints.learner_url(base))
-        if account is not None and (found := await self.learner.account()) != account:
+    async def _load_base(self) -> None:
+        """Raises AccountError, and OSError where the checkpoint is gone."""
+        base, account = self._base, self._account
+        self._loading = base
+        try:
+            if base:
+                url = self._checkpoints.learner_url(base)
+                await patiently(f"loading {url}", lambda: self.learner.load(url), self._say)
+        finally:
+            self._loading = None
+        if (found := await self.learner.account()) != account:
             raise AccountError(
                 f"the weights of step {base} were trained on other samples (account "
                 f"{found[:12]}) than the checkpoint's state says ({account[:12]})"
@@ -155,6 +189,7 @@ class DurableLearner:
             if held.checksum:
                 version = (await self.learner.publish(held.step + 1, "replay")).version
                 same = same and version.checksum == held.checksum
+                held.checksum = version.checksum
         if not same:
             self.lineages = self.lineages.branch(secrets.token_hex(4), base)
             self._say(f"the repeated steps gave other bits: lineage {self.lineages.current}")

@@ -20,7 +20,7 @@ from cluster.config import (
     resolve_model,
     to_json,
 )
-from cluster.lease import held
+from cluster.lease import Holding, held
 from cluster.letter import explain
 from cluster.report.refresh import Refresher
 from cluster.storage import (
@@ -84,8 +84,8 @@ def run_training(
     """
     config = config.model_copy(update={"run": absolute_url(config.run)})
     prompts = check_before_start(config)
-    with held(RunFolder(config.run), say) as require_held:
-        return _train(config, prompts, open_workers, say, view, require_held)
+    with held(RunFolder(config.run), say) as holding:
+        return _train(config, prompts, open_workers, say, view, holding)
 
 
 def _train(
@@ -94,7 +94,7 @@ def _train(
     open_workers: OpenWorkers,
     say: Callable[[str], None],
     view: View | None,
-    require_held: Callable[[], None],
+    holding: Holding,
 ) -> RunState:
     folder, store = RunFolder(config.run), CheckpointStore(config.run)
     state = start_or_resume(config, store, say)
@@ -141,7 +141,7 @@ def _train(
             metrics=metrics,
             evaluator=Evaluator(config, prompts["test"], folder, metrics),
             ledger=Ledger(folder, state.ledger),
-            require_held=require_held,
+            holding=holding,
         )
         say(f"workers are up after {time.perf_counter() - started:.0f} s")
         if view is not None:

@@ -47,17 +47,18 @@ class Saver:
         learner: DurableLearner,
         pool: Pool,
         snapshot: Callable[[RunState], Snapshot],
+        confirm_held: Callable[[], None],
         say: Callable[[str], None],
     ) -> None:
         """`pool` fetches the trajectories of groups in flight; `snapshot` brings a state's groups
-        up to the moment."""
+        up to the moment; `confirm_held` asks the store whose run it is (`cluster.lease`)."""
         self.durable = 0
         """Step of the newest durable checkpoint; 0 for none."""
         self.seconds = 0.0
         """Duration of the newest save, from copy to manifest."""
         self._config, self._checkpoints = config, checkpoints
         self._ledger, self._learner, self._pool, self._say = ledger, learner, pool, say
-        self._snapshot = snapshot
+        self._snapshot, self._confirm_held = snapshot, confirm_held
         self._task: asyncio.Task[None] | None = None
         self._overdue = False
         self._pause_s = FIRST_PAUSE_S
@@ -100,13 +101,14 @@ class Saver:
         pending = self._ledger.pending()
         started = time.perf_counter()
         try:
-            url = await asyncio.to_thread(self._checkpoints.begin, state.step)
+            url = await asyncio.to_thread(self._make_room, state.step)
             await self._learner.begin_save(url)
         except LearnerLost:
             raise  # fresh ranks were lost again and again: no repetition mends that
         except Exception as error:
             self._failed(state.step, error)
             return
+        state = self._learner.current(state)
         recoveries = self._learner.recoveries
 
         async def complete() -> None:
@@ -124,22 +126,51 @@ class Saver:
                 saved = state.model_copy(update={"ledger": head})
                 await asyncio.to_thread(self._commit, saved)
             except Exception as error:
+                if isinstance(error, LearnerLost) and self._learner.recoveries == recoveries:
+                    # Training may not notice: the group in which ranks save is one of its own, and
+                    # of no use after an error, on ranks that are otherwise well.
+                    self._learner.distrust(f"the ranks could not save together ({error})")
                 self._failed(state.step, error)
                 return
             self._ledger.flushed(head, pending)
-            self._learner.durable(state.step)
+            self._learner.durable(state)
             self.durable, self._pause_s = state.step, FIRST_PAUSE_S
             self.seconds = time.perf_counter() - started
+            await self._delete_older()
 
         self._task = asyncio.get_running_loop().create_task(complete())
 
+    async def _delete_older(self) -> None:
+        """What was saved counts, whether or not the store deletes anything."""
+        try:
+            await asyncio.to_thread(self._retain)
+        except Exception as error:
+            if isinstance(error, RunStopped):
+                raise
+            why = f"older checkpoints cannot be deleted: {type(error).__name__}: {error}"
+            if not is_transient(error):
+                raise SaveFailed(why) from error
+            self._say(f"{why}; the next save tries again")
+
+    # Each of these overwrites or deletes, which nobody may do to a run that another process trains.
+
+    def _make_room(self, step: int) -> str:
+        self._confirm_held()
+        return self._checkpoints.begin(step)
+
     def _commit(self, state: RunState) -> None:
+        self._confirm_held()
         self._checkpoints.commit(state.step, state, fingerprint(self._config))
-        self._checkpoints.retain(self._config.checkpoint.keep)
+
+    def _retain(self) -> None:
+        self._confirm_held()
+        self._checkpoints.retain(self._config.checkpoint.keep, self._learner.needed)
 
     def _failed(self, step: int, error: Exception) -> None:
         """Try again later what waiting may mend; stop for the rest."""
         if not (isinstance(error, LearnerLost) or is_transient(error)):
+            if isinstance(error, RunStopped):
+                raise error
             raise SaveFailed(
                 f"the checkpoint of step {step} cannot be written: {type(error).__name__}: {error}"
             ) from error

@@ -174,6 +174,18 @@ def test_groups_are_issued_for_the_phases_to_come_and_for_no_other() -> None:
     assert all(asked[r.group.group] == "dynamic" for r in buffer.take("dynamic"))
 
 
+def test_orphaned_groups_are_no_sign_of_a_broken_scorer() -> None:
+    buffer = GroupBuffer(2, 3, max_rejected=1)
+    filled(buffer, *(good(serial) for serial in range(4)))
+    expired = buffer.expire(1, Lineages(starts=(("other", 0),)))
+    assert [e.reason for e in expired] == ["orphaned"] * 4
+    buffer.issue(4, "main")
+    buffer.reject(4, "stale")
+    buffer.issue(5, "main")
+    with pytest.raises(NoProgressError, match="6 groups of one step were rejected"):
+        buffer.reject(5, "no_gradient")
+
+
 @pytest.mark.parametrize(
     ("version", "step", "reason"),
     [

@@ -143,6 +143,7 @@ def test_retain_keeps_the_newest_and_spares_a_save_in_progress(run_url: str) -> 
     fs.pipe_file(f"{path}/__0_0.distcp", b"half")
     assert store.retain(2) == (1, 2)
     assert store.steps() == (3, 4, 5)
+    assert store.retain(1, needed=(3, 4)) == ()
     assert store.retain(1) == (3,)
     assert store.steps() == (4, 5)
 

@@ -73,8 +73,8 @@ def test_a_run_is_held_by_one_process_until_that_ends(tmp_path: Path) -> None:
         pass
     other.kill()
     other.wait()
-    with held(folder) as require:
-        require()
+    with held(folder) as mine:
+        mine.require()
         assert not list(tmp_path.iterdir())
 
 
@@ -88,8 +88,8 @@ def test_a_run_in_s3_is_held_by_one_process_until_that_ends(s3_bucket: str) -> N
     other.kill()
     other.wait()
     lines: list[str] = []
-    with held(folder, lines.append, FAST) as require:
-        require()
+    with held(folder, lines.append, FAST) as mine:
+        mine.require()
         mine = Holder.model_validate_json(folder.read_bytes(LEASE))
         assert mine.pid == os.getpid()
     assert [line.partition(" on ")[0] for line in lines] == [f"process {other.pid}"]
@@ -97,12 +97,12 @@ def test_a_run_in_s3_is_held_by_one_process_until_that_ends(s3_bucket: str) -> N
 
 
 def test_a_living_owner_renews_and_leaves_nothing(store: RunFolder) -> None:
-    with held(store, print, FAST) as require:
+    with held(store, print, FAST) as mine:
         first = Holder.model_validate_json(store.read_bytes(LEASE))
         with pytest.raises(ConfigError, match="is being trained by"), held(store, print, SLOW):
             pass
         now = Holder.model_validate_json(store.read_bytes(LEASE))
-        require()
+        mine.require()
     assert now.owner == first.owner
     assert now.renewals > first.renewals
     assert not store.exists(LEASE)
@@ -110,17 +110,29 @@ def test_a_living_owner_renews_and_leaves_nothing(store: RunFolder) -> None:
 
 def test_an_owner_whose_run_was_taken_stops_and_leaves_the_other_alone(store: RunFolder) -> None:
     other = Holder(owner="other", host="elsewhere", pid=7)
-    with held(store, print, FAST) as require:
+    with held(store, print, FAST) as mine:
         store.write_text(LEASE, other.model_dump_json())
-        assert "process 7 on elsewhere has it" in str(lost(require))
+        assert "process 7 on elsewhere has it" in str(lost(mine.require))
     assert Holder.model_validate_json(store.read_bytes(LEASE)) == other
+
+
+def test_an_owner_can_ask_the_store_before_its_next_renewal(store: RunFolder) -> None:
+    other = Holder(owner="other", host="elsewhere", pid=7)
+    with held(store, print, LeaseTimes(renew_s=60.0, dead_s=200.0, settle_s=0.02)) as mine:
+        mine.confirm()
+        store.write_text(LEASE, other.model_dump_json())
+        mine.require()
+        with pytest.raises(RunTaken, match="process 7 on elsewhere has it"):
+            mine.confirm()
+        with pytest.raises(RunTaken, match="process 7 on elsewhere has it"):
+            mine.require()
 
 
 def test_an_owner_whose_lease_is_gone_stops(store: RunFolder) -> None:
     """Another one may have taken the run and finished it meanwhile."""
-    with held(store, print, FAST) as require:
+    with held(store, print, FAST) as mine:
         store.remove(LEASE)
-        assert "lease.json was removed" in str(lost(require))
+        assert "lease.json was removed" in str(lost(mine.require))
     assert not store.exists(LEASE)
 
 
@@ -152,13 +164,13 @@ def test_a_store_that_fails_for_a_while_loses_no_run(store: RunFolder) -> None:
             super().write_text(name, text)
 
     folder = Failing(store.url)
-    with held(folder, print, FAST) as require:
+    with held(folder, print, FAST) as mine:
         folder.error = TimeoutError("slow down")
         while folder.refused < 3:
             time.sleep(0.01)
-        require()
+        mine.require()
         folder.error = PermissionError("access denied")
-        assert "PermissionError: access denied" in str(lost(require))
+        assert "PermissionError: access denied" in str(lost(mine.require))
 
 
 def test_a_store_that_fails_every_fifth_request() -> None:
@@ -167,9 +179,9 @@ def test_a_store_that_fails_every_fifth_request() -> None:
     with faulty_s3(Faults(errors=0.2, delays=0.0)) as (proxy, _):
         folder = RunFolder(f"s3://{BUCKET}/runs/a")
         for _start in range(5):
-            with held(folder, lines.append, FAST) as require:
+            with held(folder, lines.append, FAST) as mine:
                 time.sleep(0.1)
-                require()
+                mine.require()
         assert sum(proxy.counts.values()) - proxy.counts["none"] >= 3
     assert not lines
 

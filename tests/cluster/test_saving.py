@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from benchmarks.simulated import (
 from cluster.audit import audit_run
 from cluster.checkpoint import CheckpointStore, RunState
 from cluster.config import RunConfig
-from cluster.lease import RunTaken
+from cluster.lease import Holding, RunTaken
 from cluster.loop import Trainer
 from cluster.pools import LearnerLost, Workers
 from cluster.saving import Saver
@@ -182,10 +183,63 @@ def test_a_run_that_was_taken_writes_nothing_more(smallest: Build, stopped: bool
             if len(seen) == 3:
                 raise RunTaken("run = 'run' is no longer this process's: process 7 has it")
 
-        trainer.require_held = require_held
+        trainer.holding = replace(trainer.holding, require=require_held)
 
     with pytest.raises(RunTaken, match="process 7 has it"):
         train(config, take_in_third_step)
     assert seen == [0, 1, 2]
     assert len(rows(config)) == 2
     assert CheckpointStore(config.run).steps() == ()
+
+
+@pytest.mark.parametrize("taken_at", ["begin", "commit"])
+def test_a_run_that_was_taken_while_training_paused_overwrites_no_checkpoint(
+    smallest: Build, taken_at: str
+) -> None:
+    """Another process has written the checkpoint of the step whose save is repeated."""
+    config = smallest(*LOOP, "checkpoint.every=2", "checkpoint.max_unsaved_steps=2")
+    theirs = Path(config.run) / "checkpoints/step_000002/manifest.json"
+    asked: list[str] = []
+
+    def confirm() -> None:
+        asked.append(("begin", "commit", "retain")[len(asked) % 3])
+        if asked[-1] == taken_at:
+            assert not theirs.exists()
+            theirs.parent.mkdir(parents=True, exist_ok=True)
+            theirs.write_text("theirs")
+            raise RunTaken("run = 'run' is no longer this process's: process 7 has it")
+
+    async def whole() -> None:
+        workers = simulated_workers(config, FAST)
+        holding = Holding(lambda: None, confirm)
+        trainer, state = simulated_trainer(config, workers, holding=holding)
+        await trainer.train(state)
+
+    with pytest.raises(RunTaken, match="process 7 has it"):
+        asyncio.run(whole())
+    assert asked[-1] == taken_at
+    assert theirs.read_text() == "theirs"
+
+
+def test_a_checkpoint_counts_although_older_ones_cannot_be_deleted(
+    smallest: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = smallest(*LOOP, "checkpoint.every=2", "checkpoint.max_unsaved_steps=2")
+    retain, begin = CheckpointStore.retain, CheckpointStore.begin
+    begun: list[int] = []
+    refused = iter([OSError("503 slow down")])
+
+    def failing(self: CheckpointStore, keep: int, needed: Collection[int] = ()) -> tuple[int, ...]:
+        if error := next(refused, None):
+            raise error
+        return retain(self, keep, needed)
+
+    def noted(self: CheckpointStore, step: int) -> str:
+        begun.append(step)
+        return begin(self, step)
+
+    monkeypatch.setattr(CheckpointStore, "retain", failing)
+    monkeypatch.setattr(CheckpointStore, "begin", noted)
+    assert train(config, None).step == 6
+    assert begun == [2, 4, 6]
+    assert CheckpointStore(config.run).steps() == (2, 4, 6)
