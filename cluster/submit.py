@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 import time
 from collections.abc import Callable
 
@@ -18,6 +19,12 @@ from cluster.config import ConfigError, RunStopped
 from cluster.job_file import JobFile
 
 POLL_S = 1.0
+QUIET_S = 300.0
+"""A log without a new line for so long is read from a new connection."""
+PAUSE_S = 5.0
+"""Time before a broken log is opened again."""
+LAST_LINES_S = 10.0
+"""Bound of the wait for the last lines of a job that has ended."""
 AGENT_TIMEOUT_S = 120.0
 """Bound of the wait for the agent that starts jobs: it comes up after the Jobs API."""
 SILENCE_S = 600.0
@@ -70,39 +77,47 @@ def connect(address: str) -> JobSubmissionClient:
             "RAY_AUTH_TOKEN_PATH"
         )
     except (ConnectionError, RuntimeError, ValueError) as error:
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        reason = _reason(error, 200)
     raise ConfigError(f"--address {address!r} cannot be used: {reason}")
 
 
 def _submit(
     client: JobSubmissionClient, job: JobFile, attempt: int, say: Callable[[str], None]
 ) -> str:
-    """A retry gets an id of its own: Ray takes each only once."""
-    suffix = f"-{attempt}" if attempt else ""
-    deadline = time.monotonic() + AGENT_TIMEOUT_S
+    """A retry gets an id of its own: Ray takes each only once, so that a request whose answer was
+    lost can be repeated."""
+    name = f"{job.job_id}-{attempt}" if job.job_id and attempt else job.job_id
+    submission = name or f"worldr1_{secrets.token_hex(8)}"
+    deadline, unanswered = time.monotonic() + AGENT_TIMEOUT_S, False
     while True:
         try:
             return client.submit_job(
                 entrypoint=job.entrypoint,
                 runtime_env=job.runtime_env,
                 metadata=job.metadata,
-                submission_id=f"{job.job_id}{suffix}" if job.job_id else None,
+                submission_id=submission,
                 entrypoint_num_cpus=job.cpus,
                 entrypoint_num_gpus=job.gpus,
                 entrypoint_resources=job.resources,
             )
+        except OSError as error:
+            reason, waiting = _reason(error, 200), "the cluster does not answer"
+            unanswered = True
         except (RuntimeError, ValueError, TypeError) as error:
-            reason = " ".join(str(error).split())[-300:]
-        if "No available agent" not in reason or time.monotonic() > deadline:
+            reason, waiting = _reason(error, 300), "the cluster has no agent yet to start jobs"
+            if unanswered and f"{submission} already exists" in reason:
+                return submission
+            if "No available agent" not in reason:
+                raise ConfigError(f"the job was not accepted: {reason}") from None
+        if time.monotonic() > deadline:
             raise ConfigError(f"the job was not accepted: {reason}")
-        say("the cluster has no agent yet to start jobs; trying again")
+        say(f"{waiting}; trying again")
         time.sleep(POLL_S)
 
 
 def follow_job(client: JobSubmissionClient, submission: str, say: Callable[[str], None]) -> int:
     """Say a job's log until it ends; its exit code, 1 where it was stopped or lost."""
-    asyncio.run(_tail(client, submission, say))
-    info = _ended(client, submission, say)
+    info = asyncio.run(_followed(client, submission, say))
     if info.status is JobStatus.SUCCEEDED:
         return 0
     say(f"{submission}: {info.status.value}. {' '.join(str(info.message or '').split())[:300]}")
@@ -116,14 +131,30 @@ class ClusterSilent(RunStopped):
     advice = "look for it with `ray job status` before you submit it again: it may still run"
 
 
-def _ended(client: JobSubmissionClient, submission: str, say: Callable[[str], None]) -> JobDetails:
+async def _followed(
+    client: JobSubmissionClient, submission: str, say: Callable[[str], None]
+) -> JobDetails:
+    """The job's end is asked for, and not concluded from that of its log."""
+    log = asyncio.create_task(_tail(client, submission, say))
+    try:
+        info = await _ended(client, submission, say)
+        await asyncio.wait([log], timeout=LAST_LINES_S)
+        return info
+    finally:
+        log.cancel()
+        await asyncio.gather(log, return_exceptions=True)
+
+
+async def _ended(
+    client: JobSubmissionClient, submission: str, say: Callable[[str], None]
+) -> JobDetails:
     """Wait for a job's end, over interruptions of the connection. ClusterSilent."""
     heard = time.monotonic()
     while True:
         try:
-            info = client.get_job_info(submission)
+            info = await asyncio.to_thread(client.get_job_info, submission)
         except (RuntimeError, OSError) as error:
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+            reason = _reason(error, 120)
             if time.monotonic() - heard > SILENCE_S:
                 raise ClusterSilent(
                     f"the cluster has not answered for {SILENCE_S:g} s what became of {submission} "
@@ -134,12 +165,32 @@ def _ended(client: JobSubmissionClient, submission: str, say: Callable[[str], No
             heard = time.monotonic()
             if info.status.is_terminal():
                 return info
-        time.sleep(POLL_S)
+        await asyncio.sleep(POLL_S)
 
 
 async def _tail(client: JobSubmissionClient, submission: str, say: Callable[[str], None]) -> None:
-    try:
-        async for text in client.tail_job_logs(submission):
-            say(text.removesuffix("\n"))
-    except Exception as error:  # whatever broke the stream: the job's state is asked for below
-        say(f"(log interrupted: {' '.join(str(error).split())[:120]})")
+    """Say the log to its end. A stream that breaks or falls quiet is opened anew: between two steps
+    a connection may be dropped somewhere on its way without either end being told."""
+    said = 0
+    while True:
+        # Every stream begins at the log's first character.
+        known, stream = said, client.tail_job_logs(submission)
+        try:
+            while True:
+                text = await asyncio.wait_for(anext(stream), QUIET_S)
+                new, known = text[known:], max(known - len(text), 0)
+                said += len(new)
+                if new:
+                    say(new.removesuffix("\n"))
+        except StopAsyncIteration:
+            return
+        except TimeoutError:
+            continue
+        except Exception as error:  # whatever broke it: the job's state is asked for beside it
+            say(f"(log interrupted: {_reason(error, 120)}; reading on)")
+        await asyncio.sleep(PAUSE_S)
+
+
+def _reason(error: Exception, length: int) -> str:
+    """Ray's refusals end with what was wrong."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[-length:]}"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from threading import Thread
 from typing import cast
@@ -54,30 +55,56 @@ def submitted(address: str, said: list[str]) -> int:
 
 
 class Interrupted:
-    """A client whose connection breaks: the log's at once, the status's a few times."""
+    """A client whose connection breaks: the log's in the middle, the status's a few times."""
 
-    def __init__(self, silent: int) -> None:
-        self.silent = silent
+    LOG = ("one\ntwo\n", "three\nfour\n")
+
+    def __init__(self, silent: int, breaks: Sequence[Exception | None] = ()) -> None:
+        """`breaks`: how the streams of the log end after their first part; None is silence."""
+        self.silent, self.breaks, self.read_to_the_end = silent, list(breaks), False
 
     async def tail_job_logs(self, submission: str) -> AsyncIterator[str]:
-        yield "a line\n"
-        raise aiohttp.ServerDisconnectedError
+        if not self.breaks:
+            yield "".join(self.LOG)
+            self.read_to_the_end = True
+            return
+        yield self.LOG[0]
+        if error := self.breaks.pop(0):
+            raise error
+        await asyncio.sleep(60)
 
     def get_job_info(self, submission: str) -> JobDetails:
         if self.silent:
             self.silent -= 1
             raise requests.exceptions.ConnectionError("refused")
-        return JobDetails(type=JobType.SUBMISSION, status=JobStatus.SUCCEEDED, entrypoint="true")
+        status = JobStatus.SUCCEEDED if self.read_to_the_end else JobStatus.RUNNING
+        return JobDetails(type=JobType.SUBMISSION, status=status, entrypoint="true")
 
 
-def test_a_broken_connection_is_no_end_of_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(submit, "POLL_S", 0.0)
+def test_a_broken_connection_is_no_end_of_a_job_and_repeats_no_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(submit, "POLL_S", 0.01)
+    monkeypatch.setattr(submit, "PAUSE_S", 0.0)
+    monkeypatch.setattr(submit, "QUIET_S", 0.05)
     said: list[str] = []
-    client = cast(JobSubmissionClient, Interrupted(silent=3))
+    broken = [aiohttp.ServerDisconnectedError(), None, RuntimeError("close code 1006")]
+    client = cast(JobSubmissionClient, Interrupted(3, broken))
     assert submit.follow_job(client, "job", said.append) == 0
-    assert said[0] == "a line"
-    assert "log interrupted" in said[1]
+    log = [line for line in said if not line.startswith("(")]
+    assert log == ["one\ntwo", "three\nfour"]
+    assert sum("log interrupted" in line for line in said) == 2
     assert sum("no answer about job" in line for line in said) == 3
+
+
+def test_a_log_that_falls_silent_hides_no_end_of_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(submit, "POLL_S", 0.01)
+    monkeypatch.setattr(submit, "LAST_LINES_S", 0.05)
+    client = Interrupted(0, [None])
+    client.read_to_the_end = True  # as far as the job's state goes
+    said: list[str] = []
+    assert submit.follow_job(cast(JobSubmissionClient, client), "job", said.append) == 0
+    assert said == ["one\ntwo"]
 
 
 def test_a_cluster_that_never_answers_again_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,6 +112,31 @@ def test_a_cluster_that_never_answers_again_is_given_up(monkeypatch: pytest.Monk
     client = cast(JobSubmissionClient, Interrupted(silent=10**6))
     with pytest.raises(submit.ClusterSilent, match="what became of job"):
         submit.follow_job(client, "job", lambda line: None)
+
+
+@pytest.mark.parametrize("accepted", [True, False])
+def test_a_request_whose_answer_is_lost_is_repeated_and_starts_one_job(
+    monkeypatch: pytest.MonkeyPatch, accepted: bool
+) -> None:
+    monkeypatch.setattr(submit, "POLL_S", 0.0)
+    asked: list[str] = []
+
+    class Lossy(JobSubmissionClient):
+        def submit_job(self, *, submission_id: str | None = None, **_: object) -> str:  # type: ignore[override]
+            asked.append(str(submission_id))
+            if len(asked) == 1:
+                raise requests.exceptions.ConnectionError("connection reset")
+            if accepted:
+                raise RuntimeError(f"Job with submission_id {submission_id} already exists.")
+            return str(submission_id)
+
+    monkeypatch.setattr(submit, "JobSubmissionClient", Lossy)
+    said: list[str] = []
+    answered_by([], lambda address: said.append(str(submitted(address, said))))
+    assert len(asked) == 2
+    assert asked[0] == asked[1]
+    assert said[0] == "the cluster does not answer; trying again"
+    assert said[1].startswith(f"submitted {asked[0]} to ")
 
 
 def test_late_agent_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
