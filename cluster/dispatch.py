@@ -31,6 +31,7 @@ class Dispatch(Generic[W]):
 
     def open(self, worker: W) -> None:
         """Let a worker take calls."""
+        self._failure = ""
         self._open[worker] = self._next_turn()
         self._serve()
 
@@ -66,7 +67,7 @@ class Dispatch(Generic[W]):
             self._serve()
 
     def fail(self, reason: str) -> None:
-        """Let every call that waits, or will come, raise NobodyLeft."""
+        """Let every call that waits, or comes before a worker is opened, raise NobodyLeft."""
         self._failure = reason
         for waiter in self._waiters:
             if not waiter.done():

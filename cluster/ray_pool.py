@@ -44,9 +44,12 @@ DEATHS = (
     ActorPlacementGroupRemoved,
 )
 """How Ray speaks of a worker that is gone; victims of its memory monitor have their own error."""
-MAX_BIRTHS = 2
-"""A worker whose actor is gone for good, such as one whose constructor raises, is spawned anew this
-many times."""
+FIRST_BIRTHS_S = (0.0, 0.0)
+"""A worker whose actor is gone for good, such as one whose constructor raises, is spawned anew so
+many times in a row, after these pauses: at once while it has never worked, since the reason is then
+most likely the user's."""
+LATER_BIRTHS_S = (1.0, 10.0, 60.0)
+"""The same for a worker that has worked: a model store or a full GPU may need a while."""
 REVIVAL_POLL_S = 0.1
 SETTLING_TURNS = 5
 """Turns of the event loop in which an answer that has arrived is noticed. Where something held the
@@ -60,6 +63,8 @@ class _Member:
     index: int
     actor: Any
     births: int = 0
+    """Since it last worked."""
+    worked: bool = False
     draining: bool = False
     repairing: bool = False
 
@@ -134,6 +139,7 @@ class RayPool:
                 self._ended(member, started)
                 raise
             else:
+                member.worked = True
                 self._ended(member, started)
                 return answer
         raise WorkerLost(
@@ -281,14 +287,19 @@ class RayPool:
         while not self._closed:
             try:
                 await member.actor.__ray_ready__.remote()
+                member.births = 0
                 return True
             except ActorUnavailableError:
                 await asyncio.sleep(REVIVAL_POLL_S)
             except RayError as error:  # it died, or cannot be started
                 if member.draining:
                     return False
-                if member.births == MAX_BIRTHS:
+                pauses_s = LATER_BIRTHS_S if member.worked else FIRST_BIRTHS_S
+                if member.births == len(pauses_s):
                     self._bury(member, _first_line(error))
+                    return False
+                await asyncio.sleep(pauses_s[member.births])
+                if member.draining or self._closed:
                     return False
                 member.births += 1
                 member.actor = self._spawn(member.index)
@@ -299,24 +310,30 @@ class RayPool:
             return
         self._members.remove(member)
         log.warning("%s: a worker does not start again: %s", self.name, reason)
-        if not self._members:
+        self._fail_if_nobody(reason)
+
+    def _fail_if_nobody(self, reason: str) -> None:
+        if not self._members and not self.pending:
             self._dispatch.fail(f"no {self.name} worker is left; the last one: {reason}")
 
     async def _join(self, member: _Member) -> None:
+        alive, reason = False, "it does not start"
         try:
             alive = await self._revive(member)
             if alive and self._admission is not None:
                 await _invoke(member.actor, self._admission, (), 1)
         except Exception as error:  # a worker that does not pass is not let in, whatever the reason
-            log.warning("%s: a further worker was not admitted: %s", self.name, _first_line(error))
+            alive, reason = False, _first_line(error)
+            log.warning("%s: a further worker was not admitted: %s", self.name, reason)
             ray.kill(member.actor)
-            return
         finally:
             self.pending -= 1
         if alive:
             self._members.append(member)
             self._count(1)
             self._dispatch.open(member)
+        else:
+            self._fail_if_nobody(reason)
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

@@ -20,7 +20,7 @@ from ray.exceptions import (
 
 from cluster import ray_pool
 from cluster.pools import WorkerLost
-from cluster.ray_pool import MAX_BIRTHS, RayPool, RayRanks
+from cluster.ray_pool import FIRST_BIRTHS_S, RayPool, RayRanks
 
 
 @dataclass
@@ -98,7 +98,57 @@ def test_a_worker_that_cannot_start_is_said_to_be_lost(
         spawned.clear()
         with pytest.raises(WorkerLost, match="waiters"):
             asyncio.run(test())
-        assert len(spawned) == 1 + MAX_BIRTHS
+        assert len(spawned) == 1 + len(FIRST_BIRTHS_S)
+
+
+def test_births_that_fail_for_a_while_are_forgotten_once_the_worker_works(
+    killed: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over a long run a worker may die more often than it is born in a row."""
+    monkeypatch.setattr(ray_pool, "LATER_BIRTHS_S", (0.01, 0.01))
+    spawned: list[int] = []
+
+    def spawn(index: int) -> Handle:
+        """Every second actor works, for one call; the constructors of the others raise."""
+        number, calls = len(spawned), list[int]()
+        spawned.append(number)
+
+        def work() -> Any:
+            calls.append(number)
+            return number if len(calls) == 1 else ActorDiedError()
+
+        def ready() -> Any:
+            return True if number % 2 == 0 and len(calls) < 2 else ActorDiedError()
+
+        return Handle(Method(work), Method(ready))
+
+    async def test() -> list[int]:
+        pool = pool_of(spawn)
+        return [await asyncio.wait_for(pool.call("work"), 20) for _ in range(4)]
+
+    assert asyncio.run(test()) == [0, 2, 4, 6]
+
+
+def test_calls_wait_for_a_worker_that_is_on_its_way_when_the_last_one_is_gone(
+    killed: list[Any],
+) -> None:
+    dead = Handle(Method(ActorDiedError()), Method(ActorDiedError()))
+    coming = Handle(Method(7), Method(True, after_s=0.3))
+
+    async def test() -> None:
+        pool = pool_of(lambda index: coming if index == 1 else dead)
+        pool.grow()
+        assert await asyncio.wait_for(pool.call("work"), 20) == 7
+
+    async def failing() -> None:
+        late = Handle(Method(7), Method(RuntimeEnvSetupError("no disk"), after_s=0.2))
+        pool = pool_of(lambda index: late if index == 1 else dead)
+        pool.grow()
+        await asyncio.wait_for(pool.call("work"), 20)
+
+    asyncio.run(test())
+    with pytest.raises(WorkerLost, match="no waiters worker is left"):
+        asyncio.run(failing())
 
 
 def test_a_death_by_memory_is_repaired(killed: list[Any]) -> None:
