@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from cluster.evaluation.statistics import lower_bound
 from cluster.storage import RunFolder, samples_folder, scores_file
 
 SHOWN_RAW = ("psnr", "gold", "content", "sharpness", "motion")
 """Measurements compared beside the reward: what a reward hacker would sacrifice."""
+TOTAL = "total reward"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,7 @@ class Gain:
     before: float
     after: float
     lower: float
-    """One-sided 95 % bootstrap bound of the mean paired gain."""
+    """One-sided 95 % bootstrap bound of the mean paired gain; prompts are drawn."""
     pairs: int
 
     @property
@@ -57,54 +58,36 @@ def load_evaluation(folder: RunFolder, step: int, average: bool = False) -> list
     return [EvalSample(**row) for row in rows]
 
 
-def paired_gains(
-    before: Sequence[EvalSample],
-    after: Sequence[EvalSample],
-    resamples: int = 10_000,
-) -> list[Gain]:
+def paired_gains(before: Sequence[EvalSample], after: Sequence[EvalSample]) -> list[Gain]:
     """Gains of the total, of each part and of the guarded measurements over common pairs."""
-    later = {(s.prompt_id, s.seed): s for s in after}
-    common = [(s, later[s.prompt_id, s.seed]) for s in before if (s.prompt_id, s.seed) in later]
+    later = {(s.prompt_id, s.seed): _figures(s) for s in after}
+    rows = [
+        (s.prompt_id, _figures(s), later[s.prompt_id, s.seed])
+        for s in before
+        if (s.prompt_id, s.seed) in later
+    ]
     gains = []
-    for name, values in _figures(common).items():
-        first, last = np.array(values).T
-        gains.append(
-            Gain(
-                name,
-                float(first.mean()),
-                float(last.mean()),
-                bootstrap_lower(last - first, resamples),
-                len(values),
-            )
-        )
+    for name in _names(figures for _, *sides in rows for figures in sides):
+        known = [(prompt, a[name], b[name]) for prompt, a, b in rows if name in a and name in b]
+        if known:
+            first, last = np.array([values for _, *values in known]).T
+            bound = lower_bound(last - first, [prompt for prompt, _, _ in known])
+            gains.append(Gain(name, float(first.mean()), float(last.mean()), bound, len(known)))
     return gains
 
 
-def bootstrap_lower(
-    gains: NDArray[np.float64], resamples: int = 10_000, level: float = 0.05
-) -> float:
-    """Lower end of the one-sided bootstrap interval of a mean (percentile method, fixed seed)."""
-    rng = np.random.default_rng(0)
-    picks = rng.integers(0, len(gains), (resamples, len(gains)))
-    return float(np.quantile(gains[picks].mean(axis=1), level))
+def _figures(sample: EvalSample) -> dict[str, float]:
+    """What is compared of a sample, by the name that tables show."""
+    parts = {f"  {name}": value for name, value in sample.parts.items()}
+    raw = {name: sample.raw[name] for name in SHOWN_RAW if name in sample.raw}
+    return {TOTAL: sample.total} | parts | raw
 
 
-def _figures(
-    common: Sequence[tuple[EvalSample, EvalSample]],
-) -> dict[str, list[tuple[float, float]]]:
-    figures: dict[str, list[tuple[float, float]]] = {
-        "total reward": [(a.total, b.total) for a, b in common]
-    }
-    part_names = sorted({name for a, b in common for name in a.parts if name in b.parts})
-    for name in part_names:
-        figures[f"  {name}"] = [
-            (a.parts[name], b.parts[name]) for a, b in common if name in a.parts and name in b.parts
-        ]
-    for name in SHOWN_RAW:
-        pairs = [(a.raw[name], b.raw[name]) for a, b in common if name in a.raw and name in b.raw]
-        if pairs:
-            figures[name] = pairs
-    return figures
+def _names(sides: Iterable[Mapping[str, float]]) -> list[str]:
+    """The total, the parts by name, then the measurements."""
+    present = {name for figures in sides for name in figures}
+    parts = sorted(name for name in present if name not in (TOTAL, *SHOWN_RAW))
+    return [name for name in (TOTAL, *parts, *SHOWN_RAW) if name in present]
 
 
 def gains_table(gains: Sequence[Gain], first: str = "before", last: str = "after") -> str:

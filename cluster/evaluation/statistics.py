@@ -74,13 +74,24 @@ def difference(
 
 def interval(values: F64, prompts: Sequence[str]) -> tuple[float, float]:
     """Percentile bootstrap interval of the mean, prompts drawn with replacement."""
+    means = drawn_means(values, prompts)
+    tail = (1 - LEVEL) / 2
+    return float(np.quantile(means, tail)), float(np.quantile(means, 1 - tail))
+
+
+def lower_bound(values: F64, prompts: Sequence[str]) -> float:
+    """Lower end of the one-sided interval."""
+    return float(np.quantile(drawn_means(values, prompts), 1 - LEVEL))
+
+
+def drawn_means(values: F64, prompts: Sequence[str]) -> F64:
+    """Means [`RESAMPLES`] of values whose prompts are drawn with replacement, each with all of its
+    values."""
     names, place = np.unique(np.asarray(prompts), return_inverse=True)
     sums = np.bincount(place, values, len(names))
     counts = np.bincount(place, minlength=len(names))
     picks = np.random.default_rng(0).integers(0, len(names), (RESAMPLES, len(names)))
-    means = sums[picks].sum(axis=1) / counts[picks].sum(axis=1)
-    tail = (1 - LEVEL) / 2
-    return float(np.quantile(means, tail)), float(np.quantile(means, 1 - tail))
+    return np.asarray(sums[picks].sum(axis=1) / counts[picks].sum(axis=1), np.float64)
 
 
 def rank_agreement(proxy: Sequence[float], gold: Sequence[float | None]) -> float | None:

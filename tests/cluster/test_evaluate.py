@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from cluster.config import ConfigError
-from cluster.held_out import EvalSample, bootstrap_lower, gains_table, load_evaluation, paired_gains
+from cluster.evaluation.statistics import lower_bound
+from cluster.held_out import EvalSample, gains_table, load_evaluation, paired_gains
 from cluster.report.sheet import SHEET_NAME, write_sheet
 from cluster.storage import RunFolder
 from cluster.video import decode_mp4, encode_mp4
@@ -35,9 +36,15 @@ def test_gains_are_paired_and_ignore_pairs_that_one_side_lacks() -> None:
     assert "+25%" in table
 
 
-def test_bootstrap_bound_covers_as_often_as_it_says() -> None:
+@pytest.mark.parametrize("noises", [1, 4])
+def test_the_bound_covers_as_often_as_it_says(noises: int) -> None:
+    """Also where gains differ by prompt and each prompt has several noises."""
     rng = np.random.default_rng(3)
-    below = [bootstrap_lower(rng.normal(0.3, 1.0, 40), 400) <= 0.3 for _ in range(300)]
+    prompts = [f"p{index // noises}" for index in range(40 * noises)]
+    below = []
+    for _ in range(300):
+        gains = rng.normal(0.3, 1.0, 40).repeat(noises) + rng.normal(0, 0.3, 40 * noises)
+        below.append(lower_bound(gains, prompts) <= 0.3)
     assert np.mean(below) == pytest.approx(0.95, abs=0.04)
 
 
