@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 
 install: $(STAMP)
 
-# A CPU torch is enough for the toy world; a cluster installs its own build of the same version.
+# Whichever build of torch the index has: one for CPUs is enough for the toy world.
 $(STAMP): pyproject.toml
 	@test -x $(BIN)/python || command -v $(PYTHON) >/dev/null || \
 		{ echo "no $(PYTHON) on the PATH; name one: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11"; exit 1; }

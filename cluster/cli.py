@@ -91,10 +91,9 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _load(options: argparse.Namespace) -> RunConfig:
-    overrides = list(options.overrides)
-    if options.run is not None:
-        overrides.append(f"run={json.dumps(options.run)}")
-    return load(options.preset, overrides, options.config)
+    # `worldr1 submit` appends overrides to a command that has a --run, and means them.
+    run = [] if options.run is None else [f"run={json.dumps(options.run)}"]
+    return load(options.preset, [*run, *options.overrides], options.config)
 
 
 def _one_process(config: RunConfig) -> RunConfig:

@@ -22,7 +22,11 @@ def add_generate_command(commands: Any) -> None:
     parser.add_argument("--prompt", action="append", default=[], metavar="TEXT", help="repeatable")
     parser.add_argument("--prompts", metavar="SOURCE", help="a prompt set, e.g. toy_test[:8]")
     parser.add_argument("--lora", metavar="DIR", help="a run, or what `worldr1 export` wrote")
-    parser.add_argument("--weights", choices=("ema", "raw"), help="which of a run's weights")
+    parser.add_argument(
+        "--weights",
+        choices=("ema", "raw", "none"),
+        help="which of a run's weights; none: the untrained policy under the run's settings",
+    )
     parser.add_argument("--preset", metavar="NAME", help="default: that of the LoRA, or toy")
     parser.add_argument("--camera", type=Path, metavar="JSON", help="c2w matrices instead of words")
     parser.add_argument("--seed", type=int, default=0, help="of the first sample of each prompt")
@@ -52,8 +56,9 @@ def _generate(options: argparse.Namespace) -> int:
 
     from cluster.generate import SHEET, generate, load_policy, network_passes
 
-    policy = load_policy(config, trained, options.device or _device())
-    title = trained.title if trained else f"{config.policy.model}, untrained"
+    weights = None if options.weights == "none" else trained
+    policy = load_policy(config, weights, options.device or _device())
+    title = weights.title if weights else f"{config.policy.model}, untrained"
     print(f"{len(samples)} videos of {len(prompts)} prompts: {title}", flush=True)
     console = Console()
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
@@ -70,7 +75,7 @@ def _trained(options: argparse.Namespace) -> TrainedWeights | None:
         return None
     from cluster.weights import load_weights
 
-    average = None if options.weights is None else options.weights == "ema"
+    average = {"ema": True, "raw": False}.get(options.weights)
     return load_weights(absolute_url(options.lora), average)
 
 

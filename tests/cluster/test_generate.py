@@ -45,8 +45,14 @@ def test_videos_are_those_of_the_rollout_worker(tmp_path: Path) -> None:
     assert held == version
     for seed, video in enumerate(videos):
         assert files[f"prompt-1_{seed}.mp4"] == encode_mp4(np.asarray(video))
-    untrained = generate(tmp_path / "base", "--prompt", TEXT, *FEW)
+    untrained = generate(
+        tmp_path / "bare", "--lora", run.run, "--weights", "none", "--prompt", TEXT
+    )
     assert untrained["prompt-1_0.mp4"] != files["prompt-1_0.mp4"]
+    initial = {name: np.zeros_like(value) for name, value in trained.weights.items()}
+    version = WeightsVersion(0, "test", weights_checksum(initial))
+    _, bare = worker.sample([prompt], [0], version, initial)
+    assert untrained["prompt-1_0.mp4"] == encode_mp4(np.asarray(bare))
 
 
 def test_same_video_gives_the_same_file() -> None:

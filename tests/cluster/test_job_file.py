@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,7 @@ from cluster import cli
 from cluster.config import ConfigError
 from cluster.job_file import read_job_file
 
+ROOT = Path(__file__).parents[2]
 GOOD = """
 kind: Secret
 ---
@@ -43,6 +47,21 @@ def test_everything_that_the_jobs_api_takes_is_read(tmp_path: Path) -> None:
     assert longer.entrypoint == "worldr1 train toy steps=2 'run=a b'"
     assert longer.runtime_env == {"env_vars": {"A": "1"}, "working_dir": "/code"}
     assert job.extended([], None) == job
+
+
+def test_the_smoke_of_the_docs_trains_in_a_folder_of_its_own(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """What `submit` appends has the last word over the --run of the manifest's command."""
+    text = (ROOT / "docs/cluster.md").read_text()
+    (line,) = re.findall(r"worldr1 submit ray_job.yaml [^\n]*\\\n +(steps=2 [^\n]*)", text)
+    job = read_job_file(str(ROOT / "ray_job.yaml"))
+    program, *arguments = shlex.split(job.extended(shlex.split(line), None).entrypoint)
+    assert program == "worldr1"
+    assert cli.main([*arguments, "--print-config"]) == 0
+    config = json.loads(capsys.readouterr().out)
+    assert config["run"].endswith("/runs/smoke")
+    assert (config["steps"], config["eval"]["prompts"]) == (2, 0)
 
 
 @pytest.mark.parametrize(
