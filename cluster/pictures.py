@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prompts.camera import rotation_angle_deg
+from rewards.metrics.images import resize_frames
 from rewards.worker import Artifacts
 
 U8 = NDArray[np.uint8]
@@ -94,10 +95,8 @@ def score_sheet(video: U8, artifacts: Artifacts) -> U8:
     """One picture of a score: frames, their re-rendering, five times their difference, depth; below
     them the meta-view and the cameras."""
     shown = np.unique(np.linspace(0, len(artifacts.frames) - 1, SHEET_FRAMES).round().astype(int))
-    size = artifacts.rerender.shape[2], artifacts.rerender.shape[1]
-    frames = np.stack(
-        [cv2.resize(f, size, interpolation=cv2.INTER_AREA) for f in video[artifacts.frames]]
-    )
+    height, width = artifacts.rerender.shape[1:3]
+    frames = resize_frames(video[artifacts.frames], width, height)
     difference = np.abs(frames.astype(np.int16) - artifacts.rerender) * 5
     rows = {
         "video": frames,

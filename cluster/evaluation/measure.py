@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -14,7 +13,7 @@ from prompts.config import CameraConfig
 from prompts.schema import Prompt
 from rewards.metrics.cameras import camera_errors, jitter
 from rewards.metrics.coherence import coherence
-from rewards.metrics.images import psnr_frames, ssim_frames
+from rewards.metrics.images import psnr_frames, resize_frames, ssim_frames
 from rewards.metrics.independent import VERSION, NoCameraFound, second_opinion
 from rewards.reconstruct.reconstruction import ReconstructionError
 from rewards.scoring import texture
@@ -125,9 +124,7 @@ def _rerendered(video: U8, rerender: U8) -> dict[str, float]:
     height, width = rerender.shape[1:3]
     frames = video[picks]
     if frames.shape != rerender.shape:
-        frames = np.stack(
-            [cv2.resize(f, (width, height), interpolation=cv2.INTER_AREA) for f in frames]
-        )
+        frames = resize_frames(frames, width, height)
     first, second = frames / 255.0, rerender / 255.0
     return {
         "psnr": float(psnr_frames(first, second).mean()),

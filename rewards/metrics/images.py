@@ -1,4 +1,4 @@
-"""PSNR and SSIM of frames, as libraries compute them."""
+"""PSNR and SSIM of frames, as libraries compute them, and frames at another size."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+U8 = NDArray[np.uint8]
 Floats = NDArray[np.floating]
 F64 = NDArray[np.float64]
 
@@ -13,6 +14,14 @@ MAX_DB = 60.0
 """PSNR of equal frames, which the formula sends to infinity."""
 SSIM_SIDE, SSIM_SIGMA = 11, 1.5
 SSIM_C1, SSIM_C2 = 0.01**2, 0.03**2
+
+
+def resize_frames(video: U8, width: int, height: int) -> U8:
+    """A video [F, H, W, 3] at another size: by area averaging where it shrinks, else cubic. One
+    way for whoever reconstructs a clip and whoever compares it with its re-rendering."""
+    enlarged = width * height > video.shape[1] * video.shape[2]
+    way = cv2.INTER_CUBIC if enlarged else cv2.INTER_AREA
+    return np.stack([cv2.resize(frame, (width, height), interpolation=way) for frame in video])
 
 
 def psnr_frames(first: Floats, second: Floats) -> F64:

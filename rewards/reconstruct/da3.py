@@ -16,7 +16,6 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 
 from rewards.config import ReconstructionConfig
 from rewards.gaussians import Gaussians, Renderer, render
+from rewards.metrics.images import resize_frames
 from rewards.rasterizer import MIN_ALPHA
 from rewards.reconstruct.flow import F32, mean_motion
 from rewards.reconstruct.reconstruction import Reconstruction, ReconstructionError, chosen_frames
@@ -164,10 +164,7 @@ def resized(video: U8, resolution: int) -> U8:
     height, width = video.shape[1:3]
     factor = resolution / max(height, width)
     size = [max(round(side * factor / PATCH), 1) * PATCH for side in (width, height)]
-    if size == [width, height]:
-        return video
-    way = cv2.INTER_CUBIC if factor > 1 else cv2.INTER_AREA
-    return np.stack([cv2.resize(frame, size, interpolation=way) for frame in video])
+    return video if size == [width, height] else resize_frames(video, *size)
 
 
 def from_prediction(
