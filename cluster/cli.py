@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import sys
@@ -91,9 +90,7 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _load(options: argparse.Namespace) -> RunConfig:
-    # `worldr1 submit` appends overrides to a command that has a --run, and means them.
-    run = [] if options.run is None else [f"run={json.dumps(options.run)}"]
-    return load(options.preset, [*run, *options.overrides], options.config)
+    return load(options.preset, options.overrides, options.config, options.run)
 
 
 def _one_process(config: RunConfig) -> RunConfig:

@@ -261,15 +261,22 @@ def thread_environment(threads: int) -> dict[str, str]:
     return dict.fromkeys(names, str(threads))
 
 
-def load(preset: str, overrides: Sequence[str] = (), files: Sequence[str] = ()) -> RunConfig:
-    """Resolve a preset name or TOML path, then named or own override files, then `key=value`.
+def load(
+    preset: str,
+    overrides: Sequence[str] = (),
+    files: Sequence[str] = (),
+    run: str | None = None,
+) -> RunConfig:
+    """Resolve a preset name or TOML path, then named or own override files, then `--run`, then
+    `key=value`: `worldr1 submit` appends those to commands that have a `--run`.
 
     Raises ConfigError with one sentence that names the field, the value and what is allowed.
     """
     tree = _read_toml(_toml_path("preset", preset, PRESETS, preset_names()))
     for file in files:
         _merge(tree, _read_toml(_toml_path("--config", file, OVERRIDES, override_names())))
-    return _overridden(tree, overrides)
+    first = [] if run is None else [f"run={json.dumps(run)}"]
+    return _overridden(tree, [*first, *overrides])
 
 
 def overridden(config: RunConfig, overrides: Sequence[str]) -> RunConfig:

@@ -10,7 +10,7 @@ W = TypeVar("W")
 
 
 class NobodyLeft(RuntimeError):
-    """No worker is left, and none will come."""
+    """No worker is left, and none is on its way."""
 
 
 class Dispatch(Generic[W]):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from typing import Any
 
@@ -24,10 +23,7 @@ def add_doctor_command(commands: Any) -> None:
 
 def _doctor(options: argparse.Namespace) -> int:
     """0 where every check is ok, else 1."""
-    overrides = list(options.overrides)
-    if options.run is not None:
-        overrides.append(f"run={json.dumps(options.run)}")
-    config = load(options.preset, overrides, options.config)
+    config = load(options.preset, options.overrides, options.config, options.run)
     findings = _through_ray(config) if os.environ.get("RAY_ADDRESS") else check_here(config)
     for finding in findings:
         print(finding.line())

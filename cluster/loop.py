@@ -154,6 +154,7 @@ class Trainer:
                     state, weights = await self._step(state, weights)
                     due = evaluated_kinds(self.config, state.step)
                     await self._evaluate_if_due(state.step, weights, due)
+                    state, weights = await self._renewed(state, weights)
                     await self._give_up_if_stopped(self.examination.examine_if_due(state.step))
             except _Stopping:
                 self.metrics.say(f"SIGTERM: leaving after step {state.step}")
@@ -163,7 +164,7 @@ class Trainer:
             self.holding.require()
             await self.saver.finish(state)
             self.metrics.flush()
-        return state
+        return self.learner.current(state)
 
     async def _prepare(self, state: RunState, weights: Published) -> None:
         prompts, say = self.source.prompts, self.metrics.say
@@ -185,12 +186,12 @@ class Trainer:
         """One optimizer step and the weights after it."""
         started, step = time.perf_counter(), state.step
         phase = phase_of(step, self.config.schedule)
-        if weights.version.lineage != self.learner.lineages.current:
-            # The ranks were replaced since then, and repeated their steps with other bits.
-            weights = await self.learner.publish(step)
         self.collector.publish(weights, self.learner.lineages)
         # Not given up at a stop, which would have to wait for the same checkpoint.
         await self.saver.hold_back(state)
+        if self._outdated(weights):
+            weights = await self.learner.publish(step)
+            self.collector.publish(weights, self.learner.lineages)
         batch = await self._give_up_if_stopped(self.collector.batch(phase))
         await self.recorder.before(step, batch)
         report = await self.learner.step(step, batch)
@@ -200,12 +201,23 @@ class Trainer:
         self.ledger.add(consumed_rows(batch, report))
         state = self._advance(state, weights, report)
         await self.saver.save_if_due(state)
+        state, weights = await self._renewed(state, weights)
         clocks = stage_clocks(self.workers)
         row = step_row(phase, batch, report, clocks, time.perf_counter() - started)
         self.metrics.write(row | pool_state(self.workers, self.saver.durable))
         await self._keep(step, phase, batch)
         self.metrics.refresh_report()
         return state, weights
+
+    def _outdated(self, weights: Published) -> bool:
+        """Whether the ranks were replaced since, and repeated their steps with other bits."""
+        return weights.version.lineage != self.learner.lineages.current
+
+    async def _renewed(self, state: RunState, weights: Published) -> tuple[RunState, Published]:
+        """State and weights as the ranks hold them after a call that may have met a recovery."""
+        if self._outdated(weights):
+            weights = await self.learner.publish(state.step)
+        return self.learner.current(state), weights
 
     async def _keep(self, step: int, phase: Phase, batch: Batch) -> None:
         """Store what people want to see of a step, and let go of its videos."""

@@ -63,8 +63,10 @@ class _Member:
     index: int
     actor: Any
     births: int = 0
-    """Since it last worked."""
+    """Since it last started."""
     worked: bool = False
+    buried: str = ""
+    """Why it does not start any more."""
     draining: bool = False
     repairing: bool = False
 
@@ -295,29 +297,29 @@ class RayPool:
                 if member.draining:
                     return False
                 pauses_s = LATER_BIRTHS_S if member.worked else FIRST_BIRTHS_S
-                if member.births == len(pauses_s):
+                if member.births >= len(pauses_s):
                     self._bury(member, _first_line(error))
                     return False
-                await asyncio.sleep(pauses_s[member.births])
+                member.births += 1
+                await asyncio.sleep(pauses_s[member.births - 1])
                 if member.draining or self._closed:
                     return False
-                member.births += 1
                 member.actor = self._spawn(member.index)
         return False
 
     def _bury(self, member: _Member, reason: str) -> None:
-        if member not in self._members:
-            return
-        self._members.remove(member)
-        log.warning("%s: a worker does not start again: %s", self.name, reason)
-        self._fail_if_nobody(reason)
+        member.buried = reason
+        log.warning("%s: a worker does not start: %s", self.name, reason)
+        if member in self._members:
+            self._members.remove(member)
+            self._fail_if_nobody(reason)
 
     def _fail_if_nobody(self, reason: str) -> None:
         if not self._members and not self.pending:
             self._dispatch.fail(f"no {self.name} worker is left; the last one: {reason}")
 
     async def _join(self, member: _Member) -> None:
-        alive, reason = False, "it does not start"
+        alive, reason = False, ""
         try:
             alive = await self._revive(member)
             if alive and self._admission is not None:
@@ -333,7 +335,7 @@ class RayPool:
             self._count(1)
             self._dispatch.open(member)
         else:
-            self._fail_if_nobody(reason)
+            self._fail_if_nobody(reason or member.buried)
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

@@ -68,6 +68,8 @@ class DurableLearner:
         self.lineages = Lineages()
         self._rollouts, self._checkpoints, self._say = rollouts, checkpoints, say
         self._base, self._account = 0, EMPTY_ACCOUNT
+        self._checksum = ""
+        """Of the weights after the last step, as they were published or repeated last."""
         self._loading: int | None = None
         self._held: list[_Held] = []
         self._in_a_row = 0
@@ -99,8 +101,9 @@ class DurableLearner:
     async def publish(self, step: int) -> Published:
         """The weights after `step` updates, under the current lineage."""
         published = await self.guarded(lambda: self.learner.publish(step, self.lineages.current))
+        self._checksum = published.version.checksum
         if self._held:
-            self._held[-1].checksum = published.version.checksum
+            self._held[-1].checksum = self._checksum
         return published
 
     async def publish_average(self, step: int) -> Published:
@@ -125,12 +128,12 @@ class DurableLearner:
 
     def current(self, state: RunState) -> RunState:
         """`state` as the ranks hold it now: a recovery since its step may have given other bits."""
-        checksum = self._held[-1].checksum if self._held else state.weights_checksum
-        return state.model_copy(update={"lineages": self.lineages, "weights_checksum": checksum})
+        now = {"lineages": self.lineages, "weights_checksum": self._checksum}
+        return state.model_copy(update=now)
 
     def distrust(self, reason: str) -> None:
-        """Have the ranks replaced before the next call on them, however often it happens: whoever
-        asks for it waits longer each time."""
+        """Have the ranks replaced before the next call on them. However often it happens, it is
+        none of the losses in a row that stop the run."""
         self._unfit, self._in_a_row = reason, 0
 
     async def guarded(self, call: Callable[[], Awaitable[T]]) -> T:
@@ -167,7 +170,7 @@ class DurableLearner:
                 lost = again
 
     async def _load_base(self) -> None:
-        """Raises AccountError, and OSError where the checkpoint is gone."""
+        """Raises AccountError, and StoreRefused where the checkpoint cannot be read."""
         base, account = self._base, self._account
         self._loading = base
         try:
@@ -189,7 +192,7 @@ class DurableLearner:
             if held.checksum:
                 version = (await self.learner.publish(held.step + 1, "replay")).version
                 same = same and version.checksum == held.checksum
-                held.checksum = version.checksum
+                self._checksum = held.checksum = version.checksum
         if not same:
             self.lineages = self.lineages.branch(secrets.token_hex(4), base)
             self._say(f"the repeated steps gave other bits: lineage {self.lineages.current}")

@@ -19,7 +19,7 @@ from cluster.config import RunConfig, RunStopped, fingerprint
 from cluster.inflight import Waiting, write_in_flight
 from cluster.ledger import Ledger
 from cluster.patience import FIRST_PAUSE_S, LONGEST_PAUSE_S
-from cluster.pools import LearnerLost, Pool
+from cluster.pools import LearnerLost, Pool, WorkerLost
 from cluster.recovery import DurableLearner
 from learner.storage_errors import is_transient
 
@@ -61,7 +61,7 @@ class Saver:
         self._snapshot, self._confirm_held = snapshot, confirm_held
         self._task: asyncio.Task[None] | None = None
         self._overdue = False
-        self._pause_s = FIRST_PAUSE_S
+        self._pause_s, self._not_before = FIRST_PAUSE_S, 0.0
 
     async def save_if_due(self, state: RunState) -> None:
         """Start a save every `checkpoint.every` steps, or as soon as the one before has ended."""
@@ -69,7 +69,8 @@ class Saver:
         self._overdue |= last or state.step % self._config.checkpoint.every == 0
         if self._task is not None and self._task.done():
             self._task.result()
-        if self._overdue and (self._task is None or self._task.done()):
+        idle = self._task is None or self._task.done()
+        if self._overdue and idle and time.monotonic() >= self._not_before:
             await self._begin(state)
 
     async def hold_back(self, state: RunState) -> None:
@@ -85,12 +86,12 @@ class Saver:
                 await self._task
             if self.durable >= wanted:
                 return
-            if self._overdue and self._pause_s > FIRST_PAUSE_S:
+            if (pause_s := self._not_before - time.monotonic()) > 0:
                 self._say(
                     f"step {state.step} waits for a durable checkpoint (the newest is of step "
-                    f"{self.durable}); trying again in {self._pause_s / 2:g} s"
+                    f"{self.durable}); trying again in {pause_s:.1f} s"
                 )
-                await asyncio.sleep(self._pause_s / 2)
+                await asyncio.sleep(pause_s)
             await self._begin(state)
 
     async def _begin(self, state: RunState) -> None:
@@ -118,6 +119,7 @@ class Saver:
                 if self._learner.recoveries != recoveries:
                     # The ranks that answer know nothing of it: those that wrote are gone.
                     raise LearnerLost("the ranks were replaced while they wrote")
+                await asyncio.to_thread(self._confirm_held)
                 # Refs are read here, in the loop; everything slow happens in a thread.
                 await write_in_flight(self._checkpoints.url(state.step), self._pool, kept)
                 head = await asyncio.to_thread(
@@ -126,7 +128,7 @@ class Saver:
                 saved = state.model_copy(update={"ledger": head})
                 await asyncio.to_thread(self._commit, saved)
             except Exception as error:
-                if isinstance(error, LearnerLost) and self._learner.recoveries == recoveries:
+                if _lost_touch(error) and self._learner.recoveries == recoveries:
                     # Training may not notice: the group in which ranks save is one of its own, and
                     # of no use after an error, on ranks that are otherwise well.
                     self._learner.distrust(f"the ranks could not save together ({error})")
@@ -152,7 +154,7 @@ class Saver:
                 raise SaveFailed(why) from error
             self._say(f"{why}; the next save tries again")
 
-    # Each of these overwrites or deletes, which nobody may do to a run that another process trains.
+    # Each of these overwrites or deletes: not in a run that another process trains.
 
     def _make_room(self, step: int) -> str:
         self._confirm_held()
@@ -176,4 +178,11 @@ class Saver:
             ) from error
         self._say(f"the checkpoint of step {step} failed ({error}); it will be repeated")
         self._overdue = True
+        self._not_before = time.monotonic() + self._pause_s
         self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
+
+
+def _lost_touch(error: Exception) -> bool:
+    """Whether ranks live and cannot reach each other: a dead or frozen one shows in any call."""
+    known = isinstance(error.__cause__, (WorkerLost, TimeoutError, type(None)))
+    return isinstance(error, LearnerLost) and not known

@@ -7,24 +7,32 @@ or RAY_AUTH_TOKEN_PATH.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import secrets
+import threading
 import time
 from collections.abc import Callable
+from typing import Any, TypeVar
 
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from cluster.config import ConfigError, RunStopped
 from cluster.job_file import JobFile
+from learner.storage_errors import is_transient
+
+T = TypeVar("T")
 
 POLL_S = 1.0
 QUIET_S = 300.0
 """A log without a new line for so long is read from a new connection."""
 PAUSE_S = 5.0
 """Time before a broken log is opened again."""
-LAST_LINES_S = 10.0
+LAST_LINES_S = 30.0
 """Bound of the wait for the last lines of a job that has ended."""
+ANSWER_S = 60.0
+"""Bound of one question to the cluster."""
 AGENT_TIMEOUT_S = 120.0
 """Bound of the wait for the agent that starts jobs: it comes up after the Jobs API."""
 SILENCE_S = 600.0
@@ -101,6 +109,8 @@ def _submit(
                 entrypoint_resources=job.resources,
             )
         except OSError as error:
+            if not is_transient(error):  # of this machine: a folder that cannot be uploaded
+                raise ConfigError(f"the job was not sent: {_reason(error, 300)}") from None
             reason, waiting = _reason(error, 200), "the cluster does not answer"
             unanswered = True
         except (RuntimeError, ValueError, TypeError) as error:
@@ -135,9 +145,11 @@ async def _followed(
     client: JobSubmissionClient, submission: str, say: Callable[[str], None]
 ) -> JobDetails:
     """The job's end is asked for, and not concluded from that of its log."""
-    log = asyncio.create_task(_tail(client, submission, say))
+    over = asyncio.Event()
+    log = asyncio.create_task(_tail(client, submission, say, over))
     try:
         info = await _ended(client, submission, say)
+        over.set()
         await asyncio.wait([log], timeout=LAST_LINES_S)
         return info
     finally:
@@ -152,7 +164,7 @@ async def _ended(
     heard = time.monotonic()
     while True:
         try:
-            info = await asyncio.to_thread(client.get_job_info, submission)
+            info = await _answered(lambda: client.get_job_info(submission))
         except (RuntimeError, OSError) as error:
             reason = _reason(error, 120)
             if time.monotonic() - heard > SILENCE_S:
@@ -168,27 +180,60 @@ async def _ended(
         await asyncio.sleep(POLL_S)
 
 
-async def _tail(client: JobSubmissionClient, submission: str, say: Callable[[str], None]) -> None:
-    """Say the log to its end. A stream that breaks or falls quiet is opened anew: between two steps
-    a connection may be dropped somewhere on its way without either end being told."""
+async def _answered(call: Callable[[], T]) -> T:
+    """What a blocking call answers, in a thread that holds up nobody's end: a request may hang for
+    ever. TimeoutError after `ANSWER_S`."""
+    loop, answer = asyncio.get_running_loop(), asyncio.Future[T]()
+
+    def tell(method: Callable[[Any], None], value: Any) -> None:
+        if not answer.done():
+            method(value)
+
+    def work() -> None:
+        try:
+            told: tuple[Callable[[Any], None], Any] = answer.set_result, call()
+        except Exception as error:
+            told = answer.set_exception, error
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(tell, *told)
+
+    threading.Thread(target=work, daemon=True).start()
+    async with asyncio.timeout(ANSWER_S):
+        return await answer
+
+
+async def _tail(
+    client: JobSubmissionClient,
+    submission: str,
+    say: Callable[[str], None],
+    over: asyncio.Event,
+) -> None:
+    """Say the log, to its end once the job is `over`. A stream that ends before, breaks or falls
+    quiet is opened anew: between two steps a connection may be dropped somewhere on its way
+    without either end being told."""
     said = 0
     while True:
+        last = over.is_set()
         # Every stream begins at the log's first character.
         known, stream = said, client.tail_job_logs(submission)
         try:
             while True:
-                text = await asyncio.wait_for(anext(stream), QUIET_S)
+                async with asyncio.timeout(QUIET_S):
+                    text = await anext(stream)
                 new, known = text[known:], max(known - len(text), 0)
                 said += len(new)
                 if new:
                     say(new.removesuffix("\n"))
         except StopAsyncIteration:
-            return
+            if last:
+                return
         except TimeoutError:
             continue
         except Exception as error:  # whatever broke it: the job's state is asked for beside it
             say(f"(log interrupted: {_reason(error, 120)}; reading on)")
-        await asyncio.sleep(PAUSE_S)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(PAUSE_S):
+                await over.wait()
 
 
 def _reason(error: Exception, length: int) -> str:

@@ -29,7 +29,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.checkpoint import checkpoint
 
-from learner.storage_errors import is_transient
+from learner.storage_errors import StoreRefused, is_transient
 
 log = logging.getLogger(__name__)
 
@@ -275,7 +275,9 @@ def _with_retries(what: str, call: Callable[[], object]) -> None:
             reasons = {rank: str(wrapped[0]) for rank, wrapped in error.failures.items()}
             transient = all(is_transient(wrapped[0]) for wrapped in error.failures.values())
             # Every rank sees the same failures, so that all of them retry or none does.
-            if not transient or attempt == SAVE_ATTEMPTS:
+            if not transient:
+                raise StoreRefused(f"{what} failed on ranks {reasons}") from error
+            if attempt == SAVE_ATTEMPTS:
                 raise OSError(f"{what} failed on ranks {reasons}") from error
             log.warning("%s failed on ranks %s; attempt %d", what, reasons, attempt)
             time.sleep(0.5 * 2**attempt)

@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-_PERMANENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
+
+class StoreRefused(OSError):
+    """What ranks did together failed on one of them for a reason that waiting does not mend."""
+
+
+_PERMANENT = (
+    StoreRefused,
+    FileNotFoundError,
+    NotADirectoryError,
+    IsADirectoryError,
+    PermissionError,
+)
 _CLIENTS = {"botocore", "aiobotocore", "aiohttp"}
 
 

@@ -88,7 +88,7 @@ def _scored(video: U8, scores: SampleScores) -> tuple[dict[str, float], dict[str
     figures["proxy"] = recon + score.parts.get("traj", recon)
     if artifacts is None:  # a clip without texture: scores by definition, nothing to compare
         return figures, failures | {"judge": "; ".join(score.notes)}
-    figures |= _rerendered(video, artifacts.rerender)
+    figures |= rerendering_figures(video, artifacts.rerender)
     if "perceptual_distance" in score.raw:
         figures["perceptual"] = score.raw["perceptual_distance"]
     figures |= camera_figures(artifacts.requested_c2w, artifacts.estimated_c2w, artifacts.frames)
@@ -118,7 +118,7 @@ def camera_figures(
     return figures
 
 
-def _rerendered(video: U8, rerender: U8) -> dict[str, float]:
+def rerendering_figures(video: U8, rerender: U8) -> dict[str, float]:
     """PSNR and SSIM against the re-rendering, at its frames and size."""
     picks = np.linspace(0, len(video) - 1, len(rerender)).round().astype(np.intp)
     height, width = rerender.shape[1:3]

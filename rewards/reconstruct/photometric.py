@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from rewards.config import ReconstructionConfig
 from rewards.gaussians import Gaussians, splat
+from rewards.metrics.images import resize_frames
 from rewards.reconstruct.bundle_adjustment import F64, Pinhole
 from rewards.reconstruct.cameras import estimate_cameras
 from rewards.reconstruct.colors import solve_colors
@@ -102,7 +103,7 @@ def _reduced(
     size = (int(width * factor) // 2 * 2, int(height * factor) // 2 * 2)
     if factor == 1.0:
         return video, intrinsics
-    small = np.stack([cv2.resize(f, size, interpolation=cv2.INTER_AREA) for f in video])
+    small = resize_frames(video, *size)
     scale = np.array([[size[0] / width], [size[1] / height], [1.0]])
     return small, intrinsics * scale
 

@@ -11,7 +11,7 @@ import pytest
 
 from cluster.cli import main
 from cluster.clips import Clip, write_index
-from cluster.evaluation.measure import ClipFigures
+from cluster.evaluation.measure import ClipFigures, rerendering_figures
 from cluster.evaluation.result import Evaluation, Side, from_json, to_csv, to_json, to_markdown
 from cluster.evaluation.sources import excerpt
 from cluster.evaluation.vbench import by_video
@@ -20,6 +20,8 @@ from cluster.video import encode_mp4
 from prompts.camera import requested_path
 from prompts.config import Amplitudes
 from prompts.motions import Motion
+from rewards.metrics.images import MAX_DB
+from rewards.reconstruct.da3 import resized
 from rewards.spoilt import frozen, warped
 from toyworld.scenes import random_scene, render_clip
 
@@ -170,3 +172,11 @@ def test_a_folder_without_index_is_matched_by_names(tmp_path: Path) -> None:
         (tmp_path / f"{name}.mp4").write_bytes(data)
     found = {clip.id: clip.seed for clip in listed(str(tmp_path), "toy_test")}
     assert found == {prompts[0].id: 0, prompts[1].id: 7, prompts[2].id: 3}
+
+
+def test_a_clip_that_is_reconstructed_larger_is_compared_as_it_was_enlarged() -> None:
+    """da3 enlarges 64 x 96 pixels: a perfect re-rendering of what it saw has the PSNR of equals."""
+    clip = np.random.default_rng(0).integers(0, 256, (2, 64, 96, 3)).astype(np.uint8)
+    shown = resized(clip, 504)
+    assert shown.shape[1] > 64
+    assert rerendering_figures(clip, shown) == {"psnr": MAX_DB, "ssim": pytest.approx(1.0)}

@@ -147,7 +147,7 @@ def test_calls_wait_for_a_worker_that_is_on_its_way_when_the_last_one_is_gone(
         await asyncio.wait_for(pool.call("work"), 20)
 
     asyncio.run(test())
-    with pytest.raises(WorkerLost, match="no waiters worker is left"):
+    with pytest.raises(WorkerLost, match=r"no waiters worker is left; the last one: Failed to set up"):
         asyncio.run(failing())
 
 

@@ -16,8 +16,9 @@ from benchmarks.simulated import Durations, SimulatedRanks, simulated_trainer, s
 from cluster.audit import audit_run
 from cluster.checkpoint import CheckpointStore, RunState
 from cluster.config import RunConfig
-from cluster.pools import ObjectGone, WorkerLost
+from cluster.pools import ObjectGone
 from learner.account import EMPTY_ACCOUNT
+from learner.storage_errors import StoreRefused
 
 Build = Callable[..., RunConfig]
 FAST = Durations(0.002, 0.002, learner_s=0.004)
@@ -69,7 +70,7 @@ def test_a_store_that_fails_while_ranks_load_is_waited_for(smallest: Build) -> N
     assert state.weights_checksum == undisturbed(smallest).weights_checksum
 
 
-@pytest.mark.parametrize("ended_by", [RuntimeError("no such bucket"), asyncio.CancelledError()])
+@pytest.mark.parametrize("ended_by", [StoreRefused("no such bucket"), asyncio.CancelledError()])
 def test_ranks_of_a_recovery_that_did_not_end_are_replaced_before_they_are_used(
     smallest: Build, ended_by: BaseException
 ) -> None:
@@ -104,11 +105,18 @@ def test_loaded_weights_of_other_samples_are_refused_in_a_recovery_too(smallest:
 
 
 @pytest.mark.parametrize("staleness", [0, 1])
+@pytest.mark.parametrize("every", [2, 6])
 def test_other_bits_after_a_loss_between_steps_are_published_and_saved(
-    smallest: Build, staleness: int
+    smallest: Build, staleness: int, every: int
 ) -> None:
-    """The ranks are lost as they copy their shards, when the loop holds published weights."""
-    config = smallest(*LOOP, f"max_staleness={staleness}")
+    """The ranks are lost as they copy their shards for the first save, which may be the last too,
+    when the loop holds published weights."""
+    config = smallest(
+        *LOOP,
+        f"max_staleness={staleness}",
+        f"checkpoint.every={every}",
+        f"checkpoint.max_unsaved_steps={every}",
+    )
     ranks = SimulatedRanks(config, FAST, fail_at=[("begin_save", -1)])
     restart = ranks.restart
 
@@ -129,16 +137,17 @@ def test_other_bits_after_a_loss_between_steps_are_published_and_saved(
         ranks._account = saved.account
         version, _ = asyncio.run(ranks.weights(step, "asked again"))
         assert saved.weights_checksum == version.checksum
+    assert saved.weights_checksum == state.weights_checksum
 
 
 def test_ranks_that_can_no_longer_save_together_are_replaced(smallest: Build) -> None:
     """Their process group for saving is broken; everything else works."""
-    config = smallest(*LOOP)
+    config = smallest(*LOOP, "learner.ranks=2", "learner.micro_batch=1")
 
     class Broken(SimulatedRanks):
         async def saved(self, wait_s: float) -> bool:
             if not self.restarts:
-                raise WorkerLost("Application timeout caused pair closure")
+                raise RuntimeError("Application timeout caused pair closure")
             return await super().saved(wait_s)
 
     ranks = Broken(config, FAST)

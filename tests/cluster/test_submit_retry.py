@@ -6,7 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Sequence
 from http.server import BaseHTTPRequestHandler, HTTPServer
-from threading import Thread
+from threading import Event, Thread
 from typing import cast
 
 import aiohttp
@@ -59,8 +59,9 @@ class Interrupted:
 
     LOG = ("one\ntwo\n", "three\nfour\n")
 
-    def __init__(self, silent: int, breaks: Sequence[Exception | None] = ()) -> None:
-        """`breaks`: how the streams of the log end after their first part; None is silence."""
+    def __init__(self, silent: int, breaks: Sequence[Exception | str] = ()) -> None:
+        """`breaks`: how the streams of the log end after their first part; an error, "silence", or
+        "end", as if that had been all."""
         self.silent, self.breaks, self.read_to_the_end = silent, list(breaks), False
 
     async def tail_job_logs(self, submission: str) -> AsyncIterator[str]:
@@ -69,9 +70,10 @@ class Interrupted:
             self.read_to_the_end = True
             return
         yield self.LOG[0]
-        if error := self.breaks.pop(0):
+        error = self.breaks.pop(0)
+        if isinstance(error, Exception):
             raise error
-        await asyncio.sleep(60)
+        await asyncio.sleep(60 if error == "silence" else 0)
 
     def get_job_info(self, submission: str) -> JobDetails:
         if self.silent:
@@ -88,7 +90,7 @@ def test_a_broken_connection_is_no_end_of_a_job_and_repeats_no_line(
     monkeypatch.setattr(submit, "PAUSE_S", 0.0)
     monkeypatch.setattr(submit, "QUIET_S", 0.05)
     said: list[str] = []
-    broken = [aiohttp.ServerDisconnectedError(), None, RuntimeError("close code 1006")]
+    broken = [aiohttp.ServerDisconnectedError(), "silence", "end", RuntimeError("code 1006")]
     client = cast(JobSubmissionClient, Interrupted(3, broken))
     assert submit.follow_job(client, "job", said.append) == 0
     log = [line for line in said if not line.startswith("(")]
@@ -100,11 +102,28 @@ def test_a_broken_connection_is_no_end_of_a_job_and_repeats_no_line(
 def test_a_log_that_falls_silent_hides_no_end_of_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(submit, "POLL_S", 0.01)
     monkeypatch.setattr(submit, "LAST_LINES_S", 0.05)
-    client = Interrupted(0, [None])
+    client = Interrupted(0, ["silence"])
     client.read_to_the_end = True  # as far as the job's state goes
     said: list[str] = []
     assert submit.follow_job(cast(JobSubmissionClient, client), "job", said.append) == 0
     assert said == ["one\ntwo"]
+
+
+def test_a_question_that_hangs_is_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(submit, "ANSWER_S", 0.05)
+    monkeypatch.setattr(submit, "SILENCE_S", 0.02)
+    monkeypatch.setattr(submit, "POLL_S", 0.01)
+    hanging = Event()
+
+    class Hanging(Interrupted):
+        def get_job_info(self, submission: str) -> JobDetails:
+            hanging.wait()
+            raise AssertionError
+
+    client = cast(JobSubmissionClient, Hanging(0))
+    with pytest.raises(submit.ClusterSilent, match="TimeoutError"):
+        submit.follow_job(client, "job", lambda line: None)
+    hanging.set()
 
 
 def test_a_cluster_that_never_answers_again_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:

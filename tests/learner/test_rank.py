@@ -21,6 +21,7 @@ from cluster.checkpoint import CheckpointStore, RunState
 from learner.batch import ScoredGroup, advantages, plan_batch
 from learner.config import LearnerConfig
 from learner.rank import LearnerRank
+from learner.storage_errors import StoreRefused
 from tests.learner.small import LEARNER, ROLLOUT, score, train_step
 
 Trajectories = tuple[Trajectory, ...]
@@ -237,7 +238,7 @@ def test_save_and_load_continue_bit_for_bit(
     train_step(resumed, scored)
     assert resumed.weights(2, "a")[0].checksum == expected
     assert _distance(average, resumed.weights(0, "", average=True)[1]) == 0.0
-    with pytest.raises(OSError, match=r"loading .*nowhere failed"):
+    with pytest.raises(StoreRefused, match=r"loading .*nowhere failed"):
         resumed.load(str(tmp_path / "nowhere"))
 
 

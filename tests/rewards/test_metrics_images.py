@@ -7,7 +7,6 @@ import pytest
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from rewards.metrics.images import MAX_DB, psnr_frames, resize_frames, ssim_frames
-from rewards.reconstruct.da3 import resized
 
 
 def videos(noise: float) -> tuple[np.ndarray, np.ndarray]:
@@ -50,17 +49,6 @@ def test_wrong_shapes_are_refused() -> None:
         psnr_frames(first, second[:2])
     with pytest.raises(ValueError, match="11 pixels"):
         ssim_frames(first[:, :8], second[:, :8])
-
-
-def test_a_clip_that_is_reconstructed_larger_is_compared_as_it_was_enlarged() -> None:
-    """A perfect re-rendering of a clip of 64 x 96, which da3 enlarges, has the PSNR of equals."""
-    rng = np.random.default_rng(0)
-    clip = rng.integers(0, 256, (2, 64, 96, 3)).astype(np.uint8)
-    shown = resized(clip, 504)
-    height, width = shown.shape[1:3]
-    assert height > 64
-    again = resize_frames(clip, width, height)
-    assert psnr_frames(again / 255, shown / 255).tolist() == [MAX_DB] * 2
 
 
 def test_shrinking_averages_areas() -> None:
