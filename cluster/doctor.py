@@ -241,23 +241,27 @@ def _model(config: RunConfig, reports: Sequence[NodeReport]) -> Finding:
     )
 
 
-def needed_disk(config: RunConfig) -> float:
-    """Bytes that downloads of the policy take, and what Ray wants."""
+def downloads(config: RunConfig) -> float:
+    """Bytes that downloads of the policy take; 0 for a directory."""
     if "/" not in config.policy.model or config.policy.model.startswith(("/", ".", "toyworld")):
-        return SPARE_DISK
+        return 0.0
     try:
         weights = 4 * read_shape(config.policy.model).parameters
     except ValueError:
-        return SPARE_DISK
-    return SPARE_DISK + weights + 2 * TEXT_ENCODER_PARAMETERS + 4 * VAE_PARAMETERS
+        return 0.0
+    return weights + 2 * TEXT_ENCODER_PARAMETERS + 4 * VAE_PARAMETERS
 
 
 def _disk(config: RunConfig, reports: Sequence[NodeReport]) -> Finding:
-    needed = needed_disk(config)
+    needed = downloads(config)
     problems = [
-        f"node {r.node} has {r.disk_free / GB:.1f} GB free, {needed / GB:.1f} GB are needed"
+        f"node {r.node} has {free / GB:.1f} GB free for {what}, {enough / GB:.1f} GB are needed"
         for r in reports
-        if r.disk_free < needed
+        for what, free, enough in (
+            ("temporary files", r.disk_free, SPARE_DISK),
+            ("downloads", r.cache_free, 0.0 if r.model_cached else needed),
+        )
+        if free < enough
     ]
     least = min((r.disk_free for r in reports), default=0)
     return _finding("disk", problems, f"{least / GB:.0f} GB free", "free some, or move HF_HOME")

@@ -122,12 +122,18 @@ def nodes_for(config: RunConfig, shapes: Sequence[PoolShape]) -> tuple[Node, ...
         patience_s = config.placement.timeout_s
         request_resources(bundles=[s.bundle() for s in shapes for _ in range(s.workers)])
     deadline = time.monotonic() + patience_s
-    while True:
-        free = free_nodes()
-        hopeless = not config.placement.autoscaler and not _holds(shapes, all_nodes())
-        if hopeless or _holds(shapes, free) or time.monotonic() > deadline:
-            return free
-        time.sleep(POLL_S)
+    try:
+        while True:
+            free = free_nodes()
+            hopeless = not config.placement.autoscaler and not _holds(shapes, all_nodes())
+            if hopeless or _holds(shapes, free) or time.monotonic() > deadline:
+                return free
+            time.sleep(POLL_S)
+    finally:
+        if config.placement.autoscaler:
+            # It stays until it is replaced, and would keep the nodes after the run. Until the
+            # reservation is made they are idle for a moment, which no autoscaler ends at once.
+            request_resources(bundles=[])
 
 
 def _holds(shapes: Sequence[PoolShape], nodes: Sequence[Node]) -> bool:

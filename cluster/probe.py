@@ -56,7 +56,11 @@ class NodeReport:
     driver_problem: str = ""
     model_problem: str = ""
     disk_free: int = 0
-    """Bytes free where temporary files and downloads go."""
+    """Bytes free where temporary files go."""
+    cache_free: int = 0
+    """Bytes free where downloaded weights go."""
+    model_cached: bool = False
+    """Whether the policy's weights have been downloaded."""
     store_problem: str = ""
     store_s: float = 0.0
     """Seconds of a write, read and removal in the run's folder."""
@@ -78,7 +82,9 @@ def probe(request: ProbeRequest) -> NodeReport:
         driver=driver,
         driver_problem=driver_problem,
         model_problem=probe_model(request.model),
-        disk_free=min(shutil.disk_usage(folder).free for folder in _folders()),
+        disk_free=shutil.disk_usage(tempfile.gettempdir()).free,
+        cache_free=shutil.disk_usage(_above(_cache())).free,
+        model_cached=_cached(request.model),
         store_problem=store_problem,
         store_s=store_s,
         environment_problems=probe_environments(request.environments),
@@ -95,13 +101,20 @@ def _version(package: str) -> str:
         return "none"
 
 
-def _folders() -> list[Path]:
-    """Where temporary files and downloaded weights go, or the nearest folder above that exists."""
-    found = [Path(tempfile.gettempdir())]
-    cache = Path(os.environ.get("HF_HOME", Path.home() / ".cache/huggingface"))
-    while not cache.exists():
-        cache = cache.parent
-    return [*found, cache]
+def _cache() -> Path:
+    """Where downloaded weights go."""
+    return Path(os.environ.get("HF_HOME", Path.home() / ".cache/huggingface"))
+
+
+def _above(folder: Path) -> Path:
+    """The folder, or the nearest one above it that exists."""
+    while not folder.exists():
+        folder = folder.parent
+    return folder
+
+
+def _cached(model: str) -> bool:
+    return any((_cache() / "hub" / f"models--{model.replace('/', '--')}/snapshots").glob("*"))
 
 
 def probe_gpus() -> tuple[tuple[tuple[str, int], ...], str, str]:
@@ -134,8 +147,8 @@ def probe_model(model: str) -> str:
     if os.path.isabs(model) or model.startswith("."):
         there = (Path(model) / "transformer" / "config.json").is_file()
         return "" if there else f"{model} is no model directory here"
-    cache = Path(os.environ.get("HF_HOME", Path.home() / ".cache/huggingface")) / "hub"
-    if any((cache / f"models--{model.replace('/', '--')}" / "snapshots").glob("*")):
+    cache = _cache() / "hub"
+    if _cached(model):
         return ""
     if os.environ.get("HF_HUB_OFFLINE") == "1":
         return f"{model} is not in the cache {cache}, and HF_HUB_OFFLINE = 1 forbids to fetch it"

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+import torch
 from ray.exceptions import (
     ActorPlacementGroupRemoved,
     ActorUnavailableError,
@@ -32,6 +33,7 @@ from ray.exceptions import (
 from cluster.clocks import Meter
 from cluster.dispatch import Dispatch, NobodyLeft
 from cluster.pools import ObjectGone, WorkerLost, bind
+from rewards.checks import BROKEN
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +46,9 @@ DEATHS = (
     ActorPlacementGroupRemoved,
 )
 """How Ray speaks of a worker that is gone; victims of its memory monitor have their own error."""
+LOSSES = (*BROKEN, torch.OutOfMemoryError)
+"""Errors after which a worker is replaced and its call made again: a new process has another
+context of its GPU, and no fragments in its memory."""
 FIRST_BIRTHS_S = (0.0, 0.0)
 """A worker whose actor is gone for good, such as one whose constructor raises, is spawned anew so
 many times in a row, after these pauses: at once while it has never worked, since the reason is then
@@ -133,6 +138,11 @@ class RayPool:
                 lost = _first_line(error)
                 log.warning("%s: a worker died in %s: %s", self.name, method, lost)
                 self._died(member, started)
+            except LOSSES as error:
+                lost = _first_line(error)
+                log.warning("%s: a worker cannot go on after %s: %s", self.name, method, lost)
+                self.deaths += 1
+                self._silenced(member, started)
             except TimeoutError:
                 call.cancel()
                 self._silenced(member, started)
@@ -229,6 +239,9 @@ class RayPool:
             await _within(call, timeout_s)
         except DEATHS:
             self._died(member, started)
+        except LOSSES:
+            self.deaths += 1
+            self._silenced(member, started)
         except TimeoutError:
             call.cancel()
             self._silenced(member, started)
@@ -243,7 +256,7 @@ class RayPool:
         self._ended(member, started)
 
     def _silenced(self, member: _Member, started: float) -> None:
-        """A worker that may never answer, and whose answer is of no use to anybody."""
+        """Kill a worker that may never answer, or whose answers are of no use to anybody."""
         ray.kill(member.actor, no_restart=False)
         self._repair(member)
         self._ended(member, started)

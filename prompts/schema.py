@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from dataclasses import dataclass
 
@@ -16,6 +17,9 @@ Poses = tuple[tuple[tuple[float, ...], ...], ...]
 
 MAX_WORDS = 400
 """Longest prompt: what fits into the 512 tokens that Wan's text encoder reads."""
+MAX_ID = 100
+FILE_NAME = re.compile(rf"\w[\w.-]{{0,{MAX_ID - 1}}}", re.ASCII)
+"""Ids are part of names of files, in folders and in stores."""
 
 
 class Prompt(BaseModel):
@@ -56,6 +60,16 @@ class Prompt(BaseModel):
             raise ValueError(f"holds the control character {controls[0]!r}; allowed: plain text")
         if len(value.split()) > MAX_WORDS:
             raise ValueError(f"has {len(value.split())} words; allowed: at most {MAX_WORDS}")
+        return value
+
+    @field_validator("id")
+    @classmethod
+    def _id_names_files(cls, value: str) -> str:
+        if not FILE_NAME.fullmatch(value):
+            raise ValueError(
+                f"is {value[:80]!r}, and names files; allowed: letters, digits and _, within it - "
+                f"and . as well, at most {MAX_ID}"
+            )
         return value
 
     @field_validator("c2w")

@@ -18,11 +18,23 @@ from rewards.weights import WeightsMissing
 U8 = NDArray[np.uint8]
 
 
+class WorkerBroken(RuntimeError):
+    """This process can score nothing any more; another one may."""
+
+
+BROKEN = (WorkerBroken, torch.AcceleratorError)
+"""What ends a worker: after an error of its GPU every call of a process fails, and at once, so that
+it would be given all that waits."""
+
+
 def guarded(kind: RewardKind, scorer: str, scored: Callable[[], Score]) -> Score | ScoreFailure:
-    """Run a scorer; an exception or a part that is not finite becomes a `ScoreFailure`."""
+    """Run a scorer; an exception or a part that is not finite becomes a `ScoreFailure`. Raises
+    what is `BROKEN`."""
     start = time.perf_counter()
     try:
         score = scored()
+    except BROKEN:
+        raise
     except Exception as error:  # whatever a scorer raises is that sample's failure
         reason = f"{kind} failed: {error}"
         return ScoreFailure(

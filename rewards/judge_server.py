@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import logging
 import os
 import re
 import secrets
@@ -21,11 +22,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from rewards.checks import WorkerBroken
 from rewards.config import JudgeConfig
 from rewards.environments import python_of
 from rewards.guarded_process import GuardedProcess
 
+log = logging.getLogger(__name__)
+
 LOOPBACK = "127.0.0.1"
+BEFORE = "server.before.log"
+"""Output of the server before the newest."""
 MAX_FAILED_STARTS = 3
 """A server that ended this many times in a row before it was healthy is given up."""
 MAX_SILENT_CHECKS = 3
@@ -34,10 +40,14 @@ CHECK_TIMEOUT_S = 10.0
 START_POLL_S = 0.5
 RESTART_PAUSE_S = 1.0
 END_WAIT_S = 20.0
-SECRET_NAME = re.compile(r"SECRET|PASSWORD|API_KEY|AUTH_TOKEN|ACCESS_KEY", re.IGNORECASE)
+SECRET_NAME = re.compile(
+    r"SECRET|PASSWORD|CREDENTIAL|CONNECTION_STRING|TOKEN|_KEY$|_KEY_", re.IGNORECASE
+)
+NEEDED_SECRET = "HF_TOKEN"
+"""It fetches the judge's weights."""
 
 
-class ServerLost(RuntimeError):
+class ServerLost(WorkerBroken):
     """The server does not come up (again)."""
 
 
@@ -71,7 +81,11 @@ def serve_command(config: JudgeConfig, port: int, device: str) -> list[str]:
 
 def serve_environment(key: str, device: str, inherited: Mapping[str, str]) -> dict[str, str]:
     """The server's environment: none of the run's credentials, no telemetry."""
-    kept = {name: value for name, value in inherited.items() if not SECRET_NAME.search(name)}
+    kept = {
+        name: value
+        for name, value in inherited.items()
+        if name == NEEDED_SECRET or not SECRET_NAME.search(name)
+    }
     kept |= {"VLLM_API_KEY": key, "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
     # The worker's import path is core's business: the environment has packages of its own.
     kept.pop("PYTHONPATH", None)
@@ -156,6 +170,9 @@ class JudgeServer:
             self._watch(served)
             with self._state:
                 self._served = None
+            if not self._closing.is_set():
+                words = self._last_words(self._process.status() if self._process else None)
+                log.warning("the judge's server (start %d) is replaced: %s", self.starts, words)
             self._end()
         if failed:
             with self._state:
@@ -166,6 +183,8 @@ class JudgeServer:
         """A healthy server, or None and why there is none."""
         port, key = _free_port(), secrets.token_urlsafe(24)
         self.starts += 1
+        if self.log.exists():
+            self.log.replace(self.log.with_name(BEFORE))
         served = Served(f"http://{LOOPBACK}:{port}", key, self.starts)
         process = GuardedProcess(
             serve_command(self._config, port, self._device),
@@ -200,11 +219,12 @@ class JudgeServer:
         if process is not None:
             process.end(END_WAIT_S)
 
-    def _last_words(self, status: int) -> str:
+    def _last_words(self, status: int | None) -> str:
         lines = self.log.read_text(errors="replace").splitlines()
         errors = [line for line in lines if re.search(r"\b\w*(Error|Exception)\b", line)]
         said = (errors or lines or [""])[-1].strip()[-300:]
-        return f"it ended with status {status}: {said}"
+        end = "it does not answer" if status is None else f"it ended with status {status}"
+        return f"{end}: {said}"
 
 
 def _answers(served: Served, path: str) -> bool:

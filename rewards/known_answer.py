@@ -8,9 +8,9 @@ the short checks of every worker that joins a run; the whole examination is `exa
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prompts.schema import Prompt
+from rewards.checks import BROKEN
 from rewards.score import Score, ScoreFailure
 from rewards.spoilt import frozen, greyed, shuffled, speckled, warped
 
@@ -121,7 +122,7 @@ def known_answer_judge(worker: JudgeWorker) -> dict[str, float]:
             "empty": np.zeros_like(picture),
         }
         scores = {
-            name: _part(worker.score(image, canary.prompt), "meta", name)
+            name: _part(partial(worker.score, image, canary.prompt), "meta", name)
             for name, image in pictures.items()
         }
         _require_order("judge", canary.name, scores, FRAME_MARGIN)
@@ -137,7 +138,7 @@ def known_answer_aesthetic(worker: AestheticWorker) -> dict[str, float]:
             spoil.__name__: spoil(canary.video) for spoil in (greyed, speckled)
         }
         scores = {
-            name: _part(worker.score(video, canary.prompt), "gen", name)
+            name: _part(partial(worker.score, video, canary.prompt), "gen", name)
             for name, video in versions.items()
         }
         _require_order("aesthetic", canary.name, scores, FRAME_MARGIN)
@@ -145,7 +146,11 @@ def known_answer_aesthetic(worker: AestheticWorker) -> dict[str, float]:
     return rows
 
 
-def _part(outcome: Score | ScoreFailure, part: str, name: str) -> float:
+def _part(score: Callable[[], Score | ScoreFailure], part: str, name: str) -> float:
+    try:
+        outcome = score()
+    except BROKEN as error:
+        raise KnownAnswerError(f"the {name} clip finds a broken worker: {error}") from error
     if isinstance(outcome, ScoreFailure):
         raise KnownAnswerError(f"{outcome.kind} cannot score the {name} clip: {outcome.reason}")
     return outcome.parts[part]

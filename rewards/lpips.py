@@ -22,6 +22,8 @@ from rewards.weights import WeightsMissing, weights_file
 F32 = NDArray[np.float32]
 
 TRUNK_FILE = "model.safetensors"
+ALEXNET = "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth"
+"""torchvision's `AlexNet_Weights.IMAGENET1K_V1`; the name ends in the start of its SHA-256."""
 LAYERS = (0, 3, 6, 8, 10)
 """Places of AlexNet's convolutions in torchvision's `features`; each is tapped after its ReLU."""
 CHANNELS = (3, 64, 192, 384, 256, 256)
@@ -137,27 +139,36 @@ def package_works() -> bool:
 
 
 def _package(weights: str | None) -> nn.Module:
-    """The package's network; its trunk from `weights`, or as torchvision fetches it."""
+    """The package's network; its trunk from `weights`, or torchvision's."""
     import lpips
 
+    # The package would unpickle whatever lies in the cache of torchvision's downloads.
+    network: nn.Module = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)
+    tensors = torchvision_tensors() if weights is None else trunk_tensors(weights)
+    slices = (f"slice{index + 1}.{place}" for index, place in enumerate(LAYERS))
+    names = zip(LAYERS, slices, strict=True)
+    state = {
+        f"{name}.{kind}": tensors[f"features.{place}.{kind}"]
+        for place, name in names
+        for kind in ("weight", "bias")
+    }
+    network.get_submodule("net").load_state_dict(state, strict=True)
+    return network
+
+
+def torchvision_tensors() -> Mapping[str, Tensor]:
+    """Tensors of torchvision's AlexNet by name, fetched where `TORCH_HOME` does not hold them: a
+    pickle, read as tensors and nothing else. WeightsMissing where they cannot be had."""
     try:
-        network: nn.Module = lpips.LPIPS(net="alex", pnet_rand=weights is not None, verbose=False)
-    except Exception as error:  # the download of torchvision's AlexNet
+        tensors: Mapping[str, Tensor] = torch.hub.load_state_dict_from_url(
+            ALEXNET, map_location="cpu", check_hash=True, weights_only=True
+        )
+    except Exception as error:  # no connection, a broken file, a pickle of something else
         raise WeightsMissing(
-            f"torchvision cannot fetch AlexNet for LPIPS ({error}); give its `features` as a "
+            f"AlexNet for LPIPS cannot be had from {ALEXNET} ({error}); give its `features` as a "
             "safetensors file in rewards.perceptual.weights"
         ) from None
-    if weights is not None:
-        tensors = trunk_tensors(weights)
-        slices = (f"slice{index + 1}.{place}" for index, place in enumerate(LAYERS))
-        names = zip(LAYERS, slices, strict=True)
-        state = {
-            f"{name}.{kind}": tensors[f"features.{place}.{kind}"]
-            for place, name in names
-            for kind in ("weight", "bias")
-        }
-        network.get_submodule("net").load_state_dict(state, strict=True)
-    return network
+    return tensors
 
 
 def _trunk(weights: str | None) -> nn.Module:

@@ -15,7 +15,7 @@ import s3fs
 
 from cluster import cli, probe
 from cluster.config import load
-from cluster.doctor import ClusterFacts, Finding, Unfit, diagnose, needed_disk, require_fit
+from cluster.doctor import ClusterFacts, Finding, Unfit, diagnose, downloads, require_fit
 from cluster.layout import Node
 from cluster.probe import NodeReport, ProbeRequest
 
@@ -33,6 +33,7 @@ def report(index: int = 0, **changes: Any) -> NodeReport:
         gpus=(H200,) * 8,
         driver="580.95.05",
         disk_free=500_000_000_000,
+        cache_free=500_000_000_000,
         store_s=0.2,
         auth_mode="token",
     )
@@ -78,7 +79,8 @@ def test_a_fine_cluster_has_no_finding() -> None:
         ("memory", last(gpus=(("Tesla T4", 15_800_000_000),) * 8), "a rollout worker needs 29.8"),
         ("environments", last(environment_problems={"judge": "no ray"}), "judge: no ray"),
         ("model", last(model_problem="x is no model directory here"), "no model directory"),
-        ("disk", last(disk_free=3_000_000_000), "has 3.0 GB free, 19.5 GB are needed"),
+        ("disk", last(disk_free=1_000_000_000), "1.0 GB free for temporary files, 2.0 GB are"),
+        ("disk", last(cache_free=3_000_000_000), "3.0 GB free for downloads, 17.5 GB are needed"),
         ("store", last(store_problem="PermissionError: Access Denied"), "Access Denied"),
         ("store", last(store_s=8.0), "took 8.0 s"),
         ("ports", last(port_problem="10.0.0.1:4000 is not reached: timed out"), "timed out"),
@@ -126,8 +128,9 @@ def test_a_slow_answer_is_no_skew() -> None:
 
 def test_downloads_are_counted() -> None:
     # 1.42 G parameters in float32 as they are stored, the text encoder in bfloat16, the VAE.
-    assert needed_disk(CONFIG) == pytest.approx(2e9 + 5.68e9 + 11.36e9 + 0.51e9, rel=1e-2)
-    assert needed_disk(load("toy")) == 2e9
+    assert downloads(CONFIG) == pytest.approx(5.68e9 + 11.36e9 + 0.51e9, rel=1e-2)
+    assert downloads(load("toy")) == 0
+    assert findings(last(cache_free=0, model_cached=True))["disk"].ok
 
 
 def test_gpus_are_read_from_the_drivers_program(

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+import torch
 from ray.exceptions import (
     ActorDiedError,
     ActorUnavailableError,
@@ -21,6 +22,7 @@ from ray.exceptions import (
 from cluster import ray_pool
 from cluster.pools import WorkerLost
 from cluster.ray_pool import FIRST_BIRTHS_S, RayPool, RayRanks
+from rewards.checks import WorkerBroken
 
 
 @dataclass
@@ -101,6 +103,32 @@ def test_a_worker_that_cannot_start_is_said_to_be_lost(
         assert len(spawned) == 1 + len(FIRST_BIRTHS_S)
 
 
+@pytest.mark.parametrize(
+    "broken",
+    [
+        WorkerBroken("the judge's server does not start"),
+        torch.AcceleratorError("CUDA error: an illegal memory access was encountered"),
+        torch.OutOfMemoryError("CUDA out of memory"),
+    ],
+)
+def test_a_worker_that_can_do_nothing_more_is_replaced_and_its_call_made_again(
+    broken: Exception, killed: list[Any]
+) -> None:
+    """It would answer at once, with an error, and be given all calls that wait."""
+
+    async def test() -> None:
+        answers = iter([broken, 7])
+        pool = pool_of(lambda _: Handle(Method(lambda: next(answers)), Method(True)))
+        assert await asyncio.wait_for(pool.call("work"), 20) == 7
+        assert (len(killed), pool.deaths) == (1, 1)
+        always = pool_of(lambda _: Handle(Method(broken), Method(True)))
+        with pytest.raises(WorkerLost, match=f"because: {broken}"):
+            await asyncio.wait_for(always.call("work"), 20)
+        assert len(killed) == 1 + always.max_deaths
+
+    asyncio.run(test())
+
+
 def test_births_that_fail_for_a_while_are_forgotten_once_the_worker_works(
     killed: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -147,7 +175,7 @@ def test_calls_wait_for_a_worker_that_is_on_its_way_when_the_last_one_is_gone(
         await asyncio.wait_for(pool.call("work"), 20)
 
     asyncio.run(test())
-    with pytest.raises(WorkerLost, match=r"no waiters worker is left; the last one: Failed to set up"):
+    with pytest.raises(WorkerLost, match="no waiters worker is left; the last one: Failed"):
         asyncio.run(failing())
 
 

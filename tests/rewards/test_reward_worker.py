@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import cast
 
 import numpy as np
 import pytest
+import torch
 from pydantic import ValidationError
 
 from prompts.config import CameraConfig
@@ -14,10 +16,10 @@ from prompts.motions import Motion
 from prompts.schema import Prompt
 from rewards import known_answer, spoilt
 from rewards.aesthetic_worker import AestheticWorker
-from rewards.checks import guarded
+from rewards.checks import WorkerBroken, guarded
 from rewards.config import JudgeConfig, ReconstructionConfig, RewardConfig
 from rewards.judge_worker import JudgeWorker
-from rewards.known_answer import KnownAnswerError, canaries
+from rewards.known_answer import KnownAnswerError, canaries, known_answer_aesthetic
 from rewards.score import Score, ScoreFailure
 from rewards.worker import ReconstructionWorker
 from tests.rewards.clips import clip, decoded, independent
@@ -266,3 +268,22 @@ def test_the_config_imports_neither_torch_nor_numpy() -> None:
         "sys.exit(bool({'torch', 'numpy', 'ray', 'cv2'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "error",
+    [torch.AcceleratorError("CUDA error: launch failure"), WorkerBroken("gone")],
+)
+def test_what_ends_a_worker_is_no_failure_of_a_sample(error: Exception) -> None:
+    def scored() -> Score:
+        raise error
+
+    with pytest.raises(type(error)):
+        guarded("aesthetic", "scorer", scored)
+
+    class Broken:
+        def score(self, *_: object) -> Score | ScoreFailure:
+            return guarded("aesthetic", "scorer", scored)
+
+    with pytest.raises(KnownAnswerError, match=r"the good clip finds a broken worker"):
+        known_answer_aesthetic(cast(AestheticWorker, Broken()))

@@ -10,7 +10,15 @@ import torch
 from safetensors.torch import save_file
 
 from rewards.config import PerceptualConfig
-from rewards.lpips import CHANNELS, LAYERS, AlexTrunk, _Lpips, trunk_tensors
+from rewards.lpips import (
+    ALEXNET,
+    CHANNELS,
+    LAYERS,
+    AlexTrunk,
+    _Lpips,
+    torchvision_tensors,
+    trunk_tensors,
+)
 from rewards.perceptual import build_distance
 from rewards.weights import WeightsMissing, weights_file, weights_folder
 
@@ -64,3 +72,25 @@ def test_the_trunk_is_alexnets_and_the_distance_is_lpips() -> None:
     assert (near < distance(a, b)).all()
     assert len(LAYERS) == len(taps)
     assert np.isfinite(distance(a, b).numpy()).all()
+
+
+def test_a_cached_pickle_of_anything_but_tensors_is_not_executed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever may write to the cache of torchvision's downloads runs nothing here by it."""
+    marker = tmp_path / "marker"
+
+    class Evil:
+        def __reduce__(self) -> tuple[object, ...]:
+            return (marker.touch, ())
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    folder = tmp_path / "hub/checkpoints"
+    folder.mkdir(parents=True)
+    file = folder / ALEXNET.rpartition("/")[2]
+    torch.save({"features.0.weight": Evil()}, file)
+    with pytest.raises(WeightsMissing, match="AlexNet for LPIPS cannot be had"):
+        torchvision_tensors()
+    assert not marker.exists()
+    torch.save({"features.0.weight": torch.ones(2)}, file)
+    assert torchvision_tensors()["features.0.weight"].tolist() == [1.0, 1.0]
