@@ -128,7 +128,8 @@ class RayPool:
         for _ in range(self.max_deaths):
             member = await self._acquire()
             started = time.perf_counter()
-            call = asyncio.ensure_future(_invoke(member.actor, method, args, returns))
+            actor = member.actor
+            call = asyncio.ensure_future(_invoke(actor, method, args, returns))
             try:
                 answer = await _within(call, timeout_s)
             except asyncio.CancelledError:
@@ -141,8 +142,7 @@ class RayPool:
             except LOSSES as error:
                 lost = _first_line(error)
                 log.warning("%s: a worker cannot go on after %s: %s", self.name, method, lost)
-                self.deaths += 1
-                self._silenced(member, started)
+                self._broke(member, actor, started)
             except TimeoutError:
                 call.cancel()
                 self._silenced(member, started)
@@ -235,13 +235,13 @@ class RayPool:
         self, member: _Member, call: asyncio.Future[Any], started: float, timeout_s: float | None
     ) -> None:
         """See a call to its end that nobody waits for: what it answers or raises says nothing."""
+        actor = member.actor
         try:
             await _within(call, timeout_s)
         except DEATHS:
             self._died(member, started)
         except LOSSES:
-            self.deaths += 1
-            self._silenced(member, started)
+            self._broke(member, actor, started)
         except TimeoutError:
             call.cancel()
             self._silenced(member, started)
@@ -255,8 +255,16 @@ class RayPool:
         self._repair(member)
         self._ended(member, started)
 
+    def _broke(self, member: _Member, actor: Any, started: float) -> None:
+        """Replace an actor that lives, but for nothing: asked to restart, it would still answer for
+        a while as if it had."""
+        if member.actor is actor and not (member.draining or self._closed):
+            ray.kill(actor)
+            member.actor = self._spawn(member.index)
+        self._died(member, started)
+
     def _silenced(self, member: _Member, started: float) -> None:
-        """Kill a worker that may never answer, or whose answers are of no use to anybody."""
+        """A worker that may never answer, and whose answer is of no use to anybody."""
         ray.kill(member.actor, no_restart=False)
         self._repair(member)
         self._ended(member, started)

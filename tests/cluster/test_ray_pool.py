@@ -87,6 +87,17 @@ def test_a_call_survives_deaths_below_the_limit_and_the_rest_is_given_up(
     run(test, spawn)
 
 
+def test_a_worker_that_lost_its_gpu_is_replaced_and_fails_no_call(spawn: Spawn) -> None:
+    async def test(pool: RayPool) -> None:
+        broken, _ = await pool.call_all("pid", [()] * 2)
+        calls = [pool.call("lose_gpu", broken) for _ in range(12)]
+        assert broken not in await asyncio.gather(*calls)
+        assert pool.deaths == 1
+        assert broken not in await pool.call_all("pid", [()] * 2)
+
+    run(test, spawn, workers=2)
+
+
 def test_killed_from_outside_while_many_calls_are_in_flight(spawn: Spawn) -> None:
     """Every call is answered once, in the order in which it was made."""
 

@@ -45,5 +45,13 @@ class Waiter:
             print(f"{number:08d} {'x' * 91}", flush=True)
         return os.getpid()
 
+    def lose_gpu(self, process: int) -> int:
+        """Fail in every call of one process, as after an error of its GPU."""
+        if os.getpid() == process:
+            import torch
+
+            raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+        return os.getpid()
+
     def fail(self) -> None:
         raise LookupError("as it is")
