@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cluster.config import ConfigError
 from cluster.storage import RunFolder
-from prompts.schema import Poses, Prompt
+from prompts.schema import Poses, Prompt, PromptId
 
 INDEX, SCORES = "videos.jsonl", "scores.json"
 
@@ -27,7 +27,7 @@ class Clip(BaseModel):
 
     file: str = Field(pattern=r"^[^/\\]+\.mp4$")
     """Name of the file in the folder."""
-    id: str = Field(min_length=1)
+    id: PromptId
     """`Prompt.id`."""
     prompt: str = Field(min_length=1)
     """`Prompt.text`."""
@@ -39,8 +39,13 @@ class Clip(BaseModel):
     @classmethod
     def of(cls, prompt: Prompt, seed: int) -> Clip:
         """The entry of a sample of a prompt, under the name that evaluations use too."""
-        file = f"{_file_name(prompt.id)}_{seed}.mp4"
-        return cls(file=file, id=prompt.id, prompt=prompt.text, seed=seed, c2w=prompt.c2w)
+        return cls(
+            file=f"{prompt.id}_{seed}.mp4",
+            id=prompt.id,
+            prompt=prompt.text,
+            seed=seed,
+            c2w=prompt.c2w,
+        )
 
     def as_prompt(self) -> Prompt:
         """The prompt, hand-given path included; ValueError where the path is none."""
@@ -97,7 +102,3 @@ def _evaluated(folder: RunFolder) -> list[Clip]:
         )
         for row in rows
     ]
-
-
-def _file_name(prompt_id: str) -> str:
-    return "".join(c if c.isalnum() or c in "._-" else "-" for c in prompt_id)

@@ -253,18 +253,22 @@ def downloads(config: RunConfig) -> float:
 
 
 def _disk(config: RunConfig, reports: Sequence[NodeReport]) -> Finding:
-    needed = downloads(config)
-    problems = [
-        f"node {r.node} has {free / GB:.1f} GB free for {what}, {enough / GB:.1f} GB are needed"
-        for r in reports
+    problems = []
+    for r in reports:
+        fetched = 0.0 if r.model_cached else downloads(config)
+        shared = SPARE_DISK if r.one_disk and fetched else 0.0
         for what, free, enough in (
             ("temporary files", r.disk_free, SPARE_DISK),
-            ("downloads", r.cache_free, 0.0 if r.model_cached else needed),
-        )
-        if free < enough
-    ]
+            ("downloads", r.cache_free, fetched + shared),
+        ):
+            if free < enough:
+                problems.append(
+                    f"node {r.node} has {free / GB:.1f} GB free for {what}, {enough / GB:.1f} GB "
+                    "are needed"
+                )
     least = min((r.disk_free for r in reports), default=0)
-    return _finding("disk", problems, f"{least / GB:.0f} GB free", "free some, or move HF_HOME")
+    advice = "free some, or move TMPDIR or HF_HOME"
+    return _finding("disk", problems, f"{least / GB:.0f} GB free", advice)
 
 
 def _store(config: RunConfig, reports: Sequence[NodeReport]) -> Finding:

@@ -59,6 +59,8 @@ class NodeReport:
     """Bytes free where temporary files go."""
     cache_free: int = 0
     """Bytes free where downloaded weights go."""
+    one_disk: bool = False
+    """Whether both go to the same file system."""
     model_cached: bool = False
     """Whether the policy's weights have been downloaded."""
     store_problem: str = ""
@@ -84,6 +86,7 @@ def probe(request: ProbeRequest) -> NodeReport:
         model_problem=probe_model(request.model),
         disk_free=shutil.disk_usage(tempfile.gettempdir()).free,
         cache_free=shutil.disk_usage(_above(_cache())).free,
+        one_disk=os.stat(tempfile.gettempdir()).st_dev == os.stat(_above(_cache())).st_dev,
         model_cached=_cached(request.model),
         store_problem=store_problem,
         store_s=store_s,
@@ -114,7 +117,8 @@ def _above(folder: Path) -> Path:
 
 
 def _cached(model: str) -> bool:
-    return any((_cache() / "hub" / f"models--{model.replace('/', '--')}/snapshots").glob("*"))
+    folder = _cache() / "hub" / f"models--{model.replace('/', '--')}"
+    return any(folder.glob("snapshots/*")) and not any(folder.glob("blobs/*.incomplete"))
 
 
 def probe_gpus() -> tuple[tuple[tuple[str, int], ...], str, str]:

@@ -36,6 +36,7 @@ from cluster.pools import ObjectGone, WorkerLost, bind
 from rewards.checks import BROKEN
 
 log = logging.getLogger(__name__)
+Call = asyncio.Future[Any]
 
 DEATHS = (
     RayActorError,
@@ -47,14 +48,11 @@ DEATHS = (
 )
 """How Ray speaks of a worker that is gone; victims of its memory monitor have their own error."""
 LOSSES = (*BROKEN, torch.OutOfMemoryError)
-"""Errors after which a worker is replaced and its call made again: a new process has another
-context of its GPU, and no fragments in its memory."""
-FIRST_BIRTHS_S = (0.0, 0.0)
+"""Errors after which a worker is replaced, by one with a new context of its GPU."""
+FIRST_BIRTHS_S, LATER_BIRTHS_S = (0.0, 0.0), (1.0, 10.0, 60.0)
 """A worker whose actor is gone for good, such as one whose constructor raises, is spawned anew so
 many times in a row, after these pauses: at once while it has never worked, since the reason is then
-most likely the user's."""
-LATER_BIRTHS_S = (1.0, 10.0, 60.0)
-"""The same for a worker that has worked: a model store or a full GPU may need a while."""
+most likely the user's; later a model store or a full GPU may need a while."""
 REVIVAL_POLL_S = 0.1
 SETTLING_TURNS = 5
 """Turns of the event loop in which an answer that has arrived is noticed. Where something held the
@@ -133,7 +131,7 @@ class RayPool:
             try:
                 answer = await _within(call, timeout_s)
             except asyncio.CancelledError:
-                self._start(self._abandoned(member, call, started, timeout_s))
+                self._start(self._abandoned(member, actor, call, started, timeout_s))
                 raise
             except DEATHS as error:
                 lost = _first_line(error)
@@ -232,10 +230,9 @@ class RayPool:
         return member
 
     async def _abandoned(
-        self, member: _Member, call: asyncio.Future[Any], started: float, timeout_s: float | None
+        self, member: _Member, actor: Any, call: Call, started: float, timeout_s: float | None
     ) -> None:
         """See a call to its end that nobody waits for: what it answers or raises says nothing."""
-        actor = member.actor
         try:
             await _within(call, timeout_s)
         except DEATHS:
@@ -308,8 +305,9 @@ class RayPool:
     async def _revive(self, member: _Member) -> bool:
         """Wait until a worker answers again; False where it is gone for good."""
         while not self._closed:
+            actor = member.actor
             try:
-                await member.actor.__ray_ready__.remote()
+                await actor.__ray_ready__.remote()
                 member.births = 0
                 return True
             except ActorUnavailableError:
@@ -317,6 +315,8 @@ class RayPool:
             except RayError as error:  # it died, or cannot be started
                 if member.draining:
                     return False
+                if member.actor is not actor:
+                    continue
                 pauses_s = LATER_BIRTHS_S if member.worked else FIRST_BIRTHS_S
                 if member.births >= len(pauses_s):
                     self._bury(member, _first_line(error))
@@ -325,7 +325,8 @@ class RayPool:
                 await asyncio.sleep(pauses_s[member.births - 1])
                 if member.draining or self._closed:
                     return False
-                member.actor = self._spawn(member.index)
+                if member.actor is actor:
+                    member.actor = self._spawn(member.index)
         return False
 
     def _bury(self, member: _Member, reason: str) -> None:
@@ -447,7 +448,7 @@ class RayRanks:
             ray.kill(actor)
 
 
-async def _within(call: asyncio.Future[Any], timeout_s: float | None) -> Any:
+async def _within(call: Call, timeout_s: float | None) -> Any:
     """What a call answers or raises; TimeoutError where it is silent. It goes on in any case."""
     await asyncio.wait([call], timeout=timeout_s)
     await _settle([call])
@@ -456,7 +457,7 @@ async def _within(call: asyncio.Future[Any], timeout_s: float | None) -> Any:
     return call.result()
 
 
-async def _settle(calls: Sequence[asyncio.Future[Any]]) -> None:
+async def _settle(calls: Sequence[Call]) -> None:
     """Let answers that have arrived be noticed."""
     for _ in range(SETTLING_TURNS):
         if all(call.done() for call in calls):

@@ -22,10 +22,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from prompts.motions import detect_motions
 from prompts.prompt_files import read_prompt_file
 from prompts.quality import NEAR_DUPLICATE_JACCARD, Entry, single_problems
-from prompts.schema import Prompt
+from prompts.schema import MAX_ID, Prompt
 from prompts.taxonomy import taxonomy_of
 from prompts.text_measures import jaccard, word_ngrams
 
+SUFFIX = "-enhanced"
+"""Of the ids of enhanced prompts."""
 INSTRUCTIONS = """\
 You write prompts for a video model. You are given one prompt. Rewrite it as 70 to 110 words of \
 plain English. Keep its place, and keep its camera command word for word at the beginning; name no \
@@ -271,4 +273,4 @@ def judge_answer(content: str, source: Prompt, config: EndpointConfig) -> tuple[
 
 
 def _id(source: Prompt) -> str:
-    return f"{source.id}-enhanced"
+    return f"{source.id[: MAX_ID - len(SUFFIX)]}{SUFFIX}"

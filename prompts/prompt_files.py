@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from prompts.motions import detect_motions
-from prompts.schema import Prompt
+from prompts.schema import Prompt, id_of
 from prompts.taxonomy import taxonomy_of
 
 SUFFIXES = (".jsonl", ".txt")
@@ -96,7 +96,7 @@ def _from_json(text: str) -> Prompt:
 def _from_text(text: str, stem: str, number: int) -> Prompt:
     motions = detect_motions(text)
     return Prompt(
-        id=f"{stem}-{number:05d}",
+        id=f"{id_of(stem)}-{number:05d}",
         text=text.strip(),
         motions=motions,
         taxonomy=taxonomy_of(motions),

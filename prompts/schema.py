@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 import unicodedata
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from prompts.motions import Motion, detect_motions
 
@@ -19,7 +20,24 @@ MAX_WORDS = 400
 """Longest prompt: what fits into the 512 tokens that Wan's text encoder reads."""
 MAX_ID = 100
 FILE_NAME = re.compile(rf"\w[\w.-]{{0,{MAX_ID - 1}}}", re.ASCII)
-"""Ids are part of names of files, in folders and in stores."""
+
+
+def _names_files(value: str) -> str:
+    if not FILE_NAME.fullmatch(value):
+        raise ValueError(
+            f"is {value[:80]!r}, and names files; allowed: letters, digits and _, within it - and "
+            f". as well, at most {MAX_ID}"
+        )
+    return value
+
+
+PromptId = Annotated[str, AfterValidator(_names_files)]
+"""Part of the names of files, in folders and in stores."""
+
+
+def id_of(text: str) -> str:
+    """A text that a file was named by, as the beginning of ids."""
+    return re.sub(r"[^\w.-]", "_", text, flags=re.ASCII)[: MAX_ID // 2].lstrip(".-") or "prompts"
 
 
 class Prompt(BaseModel):
@@ -30,7 +48,7 @@ class Prompt(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
-    id: str = Field(min_length=1)
+    id: PromptId
     """Unique within its set; names the prompt in the ledger."""
     text: str = Field(alias="prompt", min_length=1)
     """What the text encoder reads."""
@@ -60,16 +78,6 @@ class Prompt(BaseModel):
             raise ValueError(f"holds the control character {controls[0]!r}; allowed: plain text")
         if len(value.split()) > MAX_WORDS:
             raise ValueError(f"has {len(value.split())} words; allowed: at most {MAX_WORDS}")
-        return value
-
-    @field_validator("id")
-    @classmethod
-    def _id_names_files(cls, value: str) -> str:
-        if not FILE_NAME.fullmatch(value):
-            raise ValueError(
-                f"is {value[:80]!r}, and names files; allowed: letters, digits and _, within it - "
-                f"and . as well, at most {MAX_ID}"
-            )
         return value
 
     @field_validator("c2w")

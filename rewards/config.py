@@ -199,7 +199,7 @@ class PerceptualConfig(BaseModel):
     pictures and a large one for softer ones."""
     weights: str | None = Field(default=None, min_length=1)
     """AlexNet's `features` for `lpips`: a safetensors file, a folder or hub id with
-    model.safetensors; unset: torchvision fetches them."""
+    model.safetensors; unset: fetched from PyTorch's server."""
 
 
 class ArtifactsConfig(BaseModel):

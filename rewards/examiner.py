@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from prompts.schema import Prompt
 from rewards import spoilt
+from rewards.checks import BROKEN
 from rewards.known_answer import Canary, canaries
 
 if TYPE_CHECKING:
@@ -106,6 +107,8 @@ def examine(worker: ReconstructionWorker) -> dict[str, dict[str, float]]:
     for clip in known_clips():
         try:
             score, _, _ = worker.assess(clip.video, clip.prompt, False)
+        except BROKEN:  # of the worker, which the pool replaces
+            raise
         except Exception:  # a failure, never a number
             rows[clip.name] = {}
             continue

@@ -43,8 +43,8 @@ END_WAIT_S = 20.0
 SECRET_NAME = re.compile(
     r"SECRET|PASSWORD|CREDENTIAL|CONNECTION_STRING|TOKEN|_KEY$|_KEY_", re.IGNORECASE
 )
-NEEDED_SECRET = "HF_TOKEN"
-"""It fetches the judge's weights."""
+HUB_TOKENS = ("HF_TOKEN", "HF_TOKEN_PATH", "HUGGING_FACE_HUB_TOKEN")
+"""What fetches the judge's weights."""
 
 
 class ServerLost(WorkerBroken):
@@ -80,11 +80,11 @@ def serve_command(config: JudgeConfig, port: int, device: str) -> list[str]:
 
 
 def serve_environment(key: str, device: str, inherited: Mapping[str, str]) -> dict[str, str]:
-    """The server's environment: none of the run's credentials, no telemetry."""
+    """The server's environment: of the run's credentials the hub's alone, no telemetry."""
     kept = {
         name: value
         for name, value in inherited.items()
-        if name == NEEDED_SECRET or not SECRET_NAME.search(name)
+        if name in HUB_TOKENS or not SECRET_NAME.search(name)
     }
     kept |= {"VLLM_API_KEY": key, "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
     # The worker's import path is core's business: the environment has packages of its own.

@@ -1,6 +1,8 @@
 """Writes the shipped toy prompt sets: `python -m toyworld.prompts`.
 
-Test scenes (what the objects are and what they stand on) occur in neither of the other sets.
+No scene (what the objects are and what they stand on) occurs in two of the sets. `toy_test` is what
+a run looks at while it trains; `toy_eval` is for figures that are reported: large enough that an
+interval over prompts is narrow, and looked at by nothing that chooses settings.
 """
 
 from __future__ import annotations
@@ -15,21 +17,21 @@ from prompts.motions import COMPOSITES, PRIMITIVES, Motion
 from prompts.schema import Prompt
 from toyworld.scenes import COMMANDS, command, random_scene, spelled_out
 
-SIZES = {"toy_train": 64, "toy_dynamic": 16, "toy_test": 22}
+SIZES = {"toy_test": 22, "toy_train": 64, "toy_dynamic": 16, "toy_eval": 264}
+"""Prompts of each set, in the order in which they are drawn."""
 
 
 def build_sets(seed: int = 2026) -> dict[str, tuple[Prompt, ...]]:
-    """The three sets by name; a pure function of the seed."""
+    """The sets by name; a pure function of the seed."""
     rng = np.random.default_rng(seed)
     used: set[str] = set()
     sets = {}
-    # The test set goes first, so that the others avoid its scenes.
-    for name in ("toy_test", "toy_train", "toy_dynamic"):
+    for name, size in SIZES.items():
         commands = _commands(name)
         dynamic = name == "toy_dynamic"
         sets[name] = tuple(
             _prompt(f"{name.replace('_', '-')}-{i:03d}", next(commands), rng, dynamic, used, seed)
-            for i in range(SIZES[name])
+            for i in range(size)
         )
     return sets
 

@@ -131,6 +131,8 @@ def test_downloads_are_counted() -> None:
     assert downloads(CONFIG) == pytest.approx(5.68e9 + 11.36e9 + 0.51e9, rel=1e-2)
     assert downloads(load("toy")) == 0
     assert findings(last(cache_free=0, model_cached=True))["disk"].ok
+    assert findings(last(cache_free=18_000_000_000))["disk"].ok
+    assert not findings(last(cache_free=18_000_000_000, one_disk=True))["disk"].ok
 
 
 def test_gpus_are_read_from_the_drivers_program(

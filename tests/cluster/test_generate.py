@@ -114,15 +114,18 @@ def test_what_cannot_be_generated_is_one_sentence(
 
 
 def test_folder_of_videos_is_read_or_refused(tmp_path: Path) -> None:
-    clip = Clip.of(Prompt.from_text("a/b", "A box."), 3)
-    assert clip.file == "a-b_3.mp4"
+    clip = Clip.of(Prompt.from_text("a.b", "A box."), 3)
+    assert clip.file == "a.b_3.mp4"
     (tmp_path / "videos.jsonl").write_text(clip.model_dump_json(exclude_none=True))
-    with pytest.raises(ConfigError, match=r"lacks 1 of its videos \(first: a-b_3\.mp4\)"):
+    with pytest.raises(ConfigError, match=r"lacks 1 of its videos \(first: a\.b_3\.mp4\)"):
         read_clips(str(tmp_path))
     (tmp_path / clip.file).write_bytes(b"x")
     assert read_clips(str(tmp_path)) == [clip]
     (tmp_path / "videos.jsonl").write_text('{"file": "../a.mp4", "id": "a", "prompt": "b"}')
     with pytest.raises(ConfigError, match=r"videos\.jsonl: file: "):
+        read_clips(str(tmp_path))
+    (tmp_path / "videos.jsonl").write_text('{"file": "a.mp4", "id": "../a", "prompt": "b"}')
+    with pytest.raises(ConfigError, match=r"videos\.jsonl: id: .*names files; allowed: letters"):
         read_clips(str(tmp_path))
     with pytest.raises(ConfigError, match=r"has no videos\.jsonl; allowed"):
         read_clips(str(tmp_path / "nowhere"))

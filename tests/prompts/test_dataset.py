@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -18,14 +20,19 @@ def scenes(name: str) -> set[str]:
 
 
 def test_shipped_sets_cover_every_motion_and_the_test_scenes_are_held_out() -> None:
-    train, dynamic, test = map(load_prompts, ("toy_train", "toy_dynamic", "toy_test"))
-    assert (len(train), len(dynamic), len(test)) == (64, 16, 22)
-    for prompts in (train, test):
+    names = ("toy_train", "toy_dynamic", "toy_test", "toy_eval")
+    train, dynamic, test, evaluation = map(load_prompts, names)
+    assert (len(train), len(dynamic), len(test), len(evaluation)) == (64, 16, 22, 264)
+    for prompts in (train, test, evaluation):
         assert {motion for prompt in prompts for motion in prompt.motions} == set(PRIMITIVES)
         assert not any(prompt.is_dynamic for prompt in prompts)
         assert {prompt.taxonomy for prompt in prompts} == {"single", "composite"}
     assert all(prompt.is_dynamic and prompt.motions for prompt in dynamic)
-    assert not scenes("toy_test") & (scenes("toy_train") | scenes("toy_dynamic"))
+    for one, other in itertools.combinations(names, 2):
+        assert not scenes(one) & scenes(other)
+    # Every command is measured equally often.
+    commands = Counter(prompt.text.split(". ", 1)[0] for prompt in evaluation)
+    assert set(commands.values()) == {22}
 
 
 def test_a_prompt_refuses_motions_that_its_text_does_not_name() -> None:
@@ -66,7 +73,7 @@ def test_missing_and_unknown_and_empty_sets_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="cannot be read"):
         load_prompts(tmp_path / "nothing.jsonl")
     with pytest.raises(
-        ValueError, match=r"'toy_tran' is unknown; allowed: .*toy_dynamic, toy_test"
+        ValueError, match=r"'toy_tran' is unknown; allowed: .*toy_dynamic, toy_eval, toy_test"
     ):
         load_prompts("toy_tran")
     (tmp_path / "empty.jsonl").write_text("\n")

@@ -11,10 +11,12 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from prompts.dataset import BLOCK, PromptMixture, load_prompts, prompt_at
 from prompts.motions import Motion
 from prompts.prompt_files import read_prompt_file
+from prompts.schema import Prompt
 
 
 def line(id: str, text: str, motions: list[str] | None = None) -> str:
@@ -142,3 +144,26 @@ def test_the_toy_walk_is_the_one_that_runs_have_always_had() -> None:
     prompts = load_prompts("toy_train")
     walk = [prompt_at(0, position, prompts).id for position in (0, 1, 2, 63, 64, 200)]
     assert walk == [f"toy-train-{n:03d}" for n in (16, 36, 27, 31, 0, 50)]
+
+
+@pytest.mark.parametrize(
+    ("name", "first"),
+    [
+        ("my prompts (v2)", "my_prompts__v2_-00001"),
+        ("café", "caf_-00001"),
+        ("-x", "x-00001"),
+        ("n" * 120, "n" * 50 + "-00001"),
+    ],
+)
+def test_any_name_of_a_text_file_gives_ids_that_name_files(
+    tmp_path: Path, name: str, first: str
+) -> None:
+    (tmp_path / f"{name}.txt").write_text("A ball.\nA box.\n")
+    found = load_prompts(str(tmp_path / f"{name}.txt"))
+    assert [prompt.id for prompt in found] == [first, first[:-1] + "2"]
+
+
+@pytest.mark.parametrize("id", ["../x", "a/b", "a b", "", ".hidden", "x" * 101, "a#b"])
+def test_an_id_that_names_no_file_is_refused(id: str) -> None:
+    with pytest.raises(ValidationError, match="names files; allowed: letters"):
+        Prompt.from_text(id, "A ball.")

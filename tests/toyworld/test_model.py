@@ -11,6 +11,7 @@ from diffusers.pipelines.wan.pipeline_wan import WanPipeline
 
 from prompts.dataset import load_prompts
 from toyworld.architecture import MAX_TEXT_TOKENS, SHIFT, build_tokenizer
+from toyworld.prompts import SIZES
 from toyworld.scenes import sample_clip
 from toyworld.vae_training import decode_unclamped, reconstruction_psnr, to_float
 
@@ -54,9 +55,7 @@ def test_the_pipeline_is_wans_and_makes_a_video_of_the_right_size(pipeline: WanP
 def test_the_shipped_tokenizer_knows_every_word_of_every_shipped_prompt(
     pipeline: WanPipeline,
 ) -> None:
-    texts = [
-        p.text for name in ("toy_train", "toy_dynamic", "toy_test") for p in load_prompts(name)
-    ]
+    texts = [p.text for name in SIZES for p in load_prompts(name)]
     ids = [pipeline.tokenizer(text).input_ids for text in texts]
     assert ids == [build_tokenizer()(text).input_ids for text in texts]
     unknown = pipeline.tokenizer.unk_token_id
