@@ -24,6 +24,8 @@ from cluster.evaluation.sources import Source, find_source
 from cluster.storage import RunFolder
 
 PRESET = "toy"
+PROMPTS = "toy_eval"
+"""What is reported is measured on prompts that no run and no choice of settings looks at."""
 PLAIN_NOISE = ("camera.strength=0.0",)
 """The base without noise transport: the untouched model."""
 REFERENCES = ("base", "base-plain-noise", "base-untrained", "ceiling")
@@ -102,6 +104,7 @@ class Reproduction:
         settings = tomllib.loads((OVERRIDES / SETTINGS).read_text())
         mine = {
             "steps": plan.steps,
+            "prompts": PROMPTS,
             "pairs": plan.pairs,
             "overrides": list(plan.overrides),
             "settings": settings,
@@ -125,7 +128,7 @@ class Reproduction:
         clips = f"{self.out.url}/ceiling"
         if not self._has("ceiling") and not self.out.exists("ceiling/videos.jsonl"):
             command = [sys.executable, "-m", "benchmarks.ceiling", "--out", clips]
-            command += ["--pairs", str(self.plan.pairs)]
+            command += ["--prompts", PROMPTS, "--pairs", str(self.plan.pairs)]
             done = subprocess.run(
                 command, cwd=REPOSITORY, capture_output=True, text=True, check=False
             )
@@ -180,7 +183,7 @@ class Reproduction:
         request = Request(
             sources=[source],
             config=self.plan.measured_by(overrides, files),
-            prompts=None,
+            prompts=PROMPTS,
             pairs=self.plan.pairs,
             frames=None,
             vbench=None,
