@@ -137,7 +137,7 @@ def test_the_shipped_files_pass_every_gate() -> None:
     from prompts.dataset import _BUILT_IN
 
     files = [read_prompt_file(str(path)) for path in sorted(_BUILT_IN.glob("*.jsonl"))]
-    assert len(files) == 7
+    assert len(files) == 8
     assert [p for file in files for p in file.problems] == []
     assert check_quality(files) == []
     assert len(text_dataset(files)) == 3770
