@@ -68,7 +68,7 @@ class Prompt(BaseModel):
     """A hand-given camera path [F, 4, 4] in place of the one that the motions name; one camera per
     frame of the rollout. `prompts.camera.read_path` reads one from a JSON file."""
 
-    @field_validator("id", "text")
+    @field_validator("text")
     @classmethod
     def _is_plain_text(cls, value: str) -> str:
         if not value.strip():
