@@ -1,4 +1,5 @@
-"""When a rising reward is no longer to be believed: proxy and gold part, motion or sharpness dies.
+"""When a rising reward is no longer to be believed: proxy and gold part, motion or sharpness dies,
+or clips can no longer be judged.
 
 Compared are held-out pairs before training and now; both sides were sampled with the same noises.
 """
@@ -12,7 +13,7 @@ from typing import Literal
 from cluster.evaluation.statistics import Difference, difference
 from cluster.held_out import EvalSample
 
-AlarmKind = Literal["parted", "motion", "sharpness"]
+AlarmKind = Literal["parted", "motion", "sharpness", "unjudged"]
 
 PROXY, GOLD = "proxy", "gold"
 """Names in `EvalSample.raw`: S_recon + S_traj, and their counterpart by the independent
@@ -35,9 +36,11 @@ def find_alarms(
 
     `parted`: the proxy has risen and the gold figure has fallen, both outside the 95 % interval of
     their paired difference. `motion`, `sharpness`: the mean has fallen by more than the share
-    `max_fall`, and the fall lies outside its interval.
+    `max_fall`, and the fall lies outside its interval. `unjudged`: so much larger a share of the
+    pairs has no gold figure (or no score at all), outside its interval; the other alarms see only
+    the pairs that both sides have, which then are the better ones.
     """
-    alarms = []
+    alarms = _unjudged(before, now, max_fall)
     proxy, gold = paired(before, now, PROXY), paired(before, now, GOLD)
     if proxy is not None and gold is not None and proxy.lower > 0 > gold.upper:
         alarms.append(
@@ -57,6 +60,24 @@ def find_alarms(
             text = f"{name} dies: {_moved(found)}, a fall of {fall:.0%} (allowed: {max_fall:.0%})"
             alarms.append(Alarm(name, text))
     return alarms
+
+
+def _unjudged(
+    before: Sequence[EvalSample], now: Sequence[EvalSample], max_share: float
+) -> list[Alarm]:
+    name = GOLD if any(GOLD in sample.raw for sample in (*before, *now)) else PROXY
+    judged = [{(s.prompt_id, s.seed) for s in side if name in s.raw} for side in (before, now)]
+    # A pair that neither side could judge tells nothing.
+    pairs = judged[0] | judged[1]
+    first, second = ({pair: float(pair not in side) for pair in pairs} for side in judged)
+    lost = difference(first, second)
+    if lost is None or lost.mean <= max_share or lost.lower <= 0:
+        return []
+    text = (
+        f"clips can no longer be judged: {int(sum(second.values()))} of {len(pairs)} pairs have no "
+        f"{name}, before training {int(sum(first.values()))}"
+    )
+    return [Alarm("unjudged", text)]
 
 
 def paired(before: Sequence[EvalSample], now: Sequence[EvalSample], name: str) -> Difference | None:

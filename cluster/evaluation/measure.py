@@ -87,7 +87,7 @@ def _scored(video: U8, scores: SampleScores) -> tuple[dict[str, float], dict[str
     recon = score.parts["recon"]
     figures["proxy"] = recon + score.parts.get("traj", recon)
     if artifacts is None:  # a clip without texture: scores by definition, nothing to compare
-        return figures, failures | {"judge": "; ".join(score.notes)}
+        return figures, failures | {"reconstruction": "; ".join(score.notes)}
     figures |= rerendering_figures(video, artifacts.rerender)
     if "perceptual_distance" in score.raw:
         figures["perceptual"] = score.raw["perceptual_distance"]

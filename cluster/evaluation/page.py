@@ -9,7 +9,7 @@ from typing import Any
 import jinja2
 
 from cluster.evaluation.figures import Figure
-from cluster.evaluation.result import ARROWS, Evaluation, change, spread
+from cluster.evaluation.result import ARROWS, FOOTNOTE, Evaluation
 
 TEMPLATES = Path(__file__).parent / "templates"
 SHOWN_CLIPS = 24
@@ -40,18 +40,16 @@ def to_html(evaluation: Evaluation) -> str:
         ],
         agreements=[side.agreement() for side in evaluation.sides],
         rows=_clips(evaluation),
+        footnote=FOOTNOTE,
     )
 
 
 def _row(evaluation: Evaluation, figure: Figure) -> dict[str, Any]:
-    found = evaluation.compare(figure.name)
     return {
         "title": figure.title,
         "unit": figure.unit,
         "arrow": ARROWS[figure.better],
-        "cells": [spread(side.estimate(figure.name), figure.digits) for side in evaluation.sides],
-        "change": change(found, figure.digits),
-        "verdict": found.verdict(figure.better) if found else "",
+        "row": evaluation.row(figure),
     }
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,12 @@ SHOWN = ("base", "full", "no_noise_transport", "no_general_reward", "ceiling")
 SHOWN_CLIPS = 12
 CURVES = {"reward": ("reward", "mean"), "PSNR": ("raw", "psnr", "mean"), "gold": ("gold", "mean")}
 
+DIFFERENCES = (
+    "Means over pairs, each averaged over a variant's runs first; behind them the paired difference "
+    "with its 95 % interval over prompts: of references and the full method from the base, of an "
+    "ablation from the full method. Failures count clips that a scorer found nothing in."
+)
+
 Sides = Mapping[str, Sequence[Side]]
 
 
@@ -53,6 +60,7 @@ def write_reproduction(out: RunFolder, plan: Plan, sides: Sides) -> None:
         goals=verdicts,
         columns=[_head(name) for name in COLUMNS],
         rows=table(sides),
+        differences=DIFFERENCES,
         missing=[v.title for v in VARIANTS if not sides.get(v.name)],
         paper_main=(MAIN_COLUMNS, MAIN),
         paper_columns=ABLATION_COLUMNS,
@@ -64,25 +72,48 @@ def write_reproduction(out: RunFolder, plan: Plan, sides: Sides) -> None:
     out.write_text("index.html", html)
 
 
+TRAINED = "full-against-untrained"
+"""The full method's row again, compared with the untrained policy that samples with its noise: what
+training adds to noise transport."""
+
+
 def table(sides: Sides) -> list[dict[str, Any]]:
     """A row for every reference and variant that is there: means with intervals, and the paired
-    difference from the base (references) or from the full method (ablations)."""
+    difference from the base (references and the full method) or from the full method
+    (ablations)."""
     rows = []
-    for name in (*TITLES, *(variant.name for variant in VARIANTS)):
-        own = sides.get(name)
-        if not own:
+    for name, own_name, reference in _rows():
+        own = sides.get(own_name)
+        if not own or (name == TRAINED and not sides.get(reference)):
             continue
-        reference = "base" if name in TITLES or name == "full" else "full"
+        others = sides.get(reference, ())
         rows.append(
             {
                 "name": name,
+                "own": own_name,
                 "title": _title(name),
                 "runs": len(own),
                 "reference": reference,
-                "cells": [_cell(own, sides.get(reference, ()), name, column) for column in COLUMNS],
+                "failures": _failures(own),
+                "cells": [_cell(own, others, name, column) for column in COLUMNS],
             }
         )
     return rows
+
+
+def _rows() -> Iterator[tuple[str, str, str]]:
+    """Name, whose figures, and what they are compared with."""
+    yield from ((name, name, "base") for name in (*TITLES, "full"))
+    yield TRAINED, "full", "base-untrained"
+    yield from ((v.name, v.name, "full") for v in VARIANTS if v.name != "full")
+
+
+def _failures(own: Sequence[Side]) -> str:
+    """ "second 1" for the clips of all runs that a scorer failed on, or "none"."""
+    counts: Counter[str] = Counter()
+    for side in own:
+        counts.update(side.failures())
+    return ", ".join(f"{who} {count}" for who, count in sorted(counts.items())) or "none"
 
 
 def _cell(own: Sequence[Side], reference: Sequence[Side], name: str, column: str) -> dict[str, str]:
@@ -104,11 +135,15 @@ def as_markdown(plan: Plan, sides: Sides, verdicts: Sequence[Goal]) -> str:
     marks = {True: "met", False: "MISSED", None: "not run"}
     lines = [f"# Reproduction of the toy preset: {plan.steps} steps, {plan.pairs} pairs", ""]
     lines += [f"- {marks[goal.met]}: {goal.text}" for goal in verdicts]
-    lines += ["", "| | runs | " + " | ".join(_head(c)["title"] for c in COLUMNS) + " |"]
-    lines.append("|---|" + "---|" * (len(COLUMNS) + 1))
+    heads = " | ".join(_head(c)["title"] for c in COLUMNS)
+    lines += ["", f"| | runs | failures | {heads} |", "|---|" + "---|" * (len(COLUMNS) + 2)]
     for row in table(sides):
-        cells = " | ".join(cell["value"] for cell in row["cells"])
-        lines.append(f"| {row['title']} | {row['runs']} | {cells} |")
+        cells = " | ".join(
+            " ".join(part for part in (cell["value"], cell["change"]) if part)
+            for cell in row["cells"]
+        )
+        lines.append(f"| {row['title']} | {row['runs']} | {row['failures']} | {cells} |")
+    lines += ["", DIFFERENCES]
     return "\n".join([*lines, ""])
 
 
@@ -120,7 +155,8 @@ def _as_json(plan: Plan, sides: Sides, verdicts: Sequence[Goal]) -> str:
             row["name"]: {
                 "runs": row["runs"],
                 **dict(zip(COLUMNS, row["cells"], strict=True)),
-                "means": {c: _mean(sides[row["name"]], c) for c in COLUMNS},
+                "failures": row["failures"],
+                "means": {c: _mean(sides[row["own"]], c) for c in COLUMNS},
             }
             for row in table(sides)
         },
@@ -134,6 +170,8 @@ def _mean(own: Sequence[Side], column: str) -> float | None:
 
 
 def _title(name: str) -> str:
+    if name == TRAINED:
+        return "full method, against the base with its noise"
     return TITLES.get(name) or next(v.title for v in VARIANTS if v.name == name)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -41,6 +42,10 @@ class Side:
             return None
         return estimate(list(values.values()), [prompt for prompt, _ in values])
 
+    def lacking(self, name: str) -> int:
+        """Clips that have not the figure."""
+        return len(self.clips) - len(self.values(name))
+
     def failures(self) -> dict[str, int]:
         """Clips on which each scorer failed."""
         names = sorted({name for clip in self.clips for name in clip.failures})
@@ -76,6 +81,34 @@ class Evaluation:
             return None
         return difference(self.sides[0].values(name), self.sides[1].values(name))
 
+    def row(self, figure: Figure) -> Row:
+        """A figure as tables show it."""
+        cells = [
+            spread(side.estimate(figure.name), figure.digits, len(side.clips))
+            for side in self.sides
+        ]
+        found = self.compare(figure.name)
+        if found is None:
+            return Row(cells, change(None, 0), "", "")
+        first, second = ({(c.prompt_id, c.seed) for c in side.clips} for side in self.sides)
+        verdict = note = found.verdict(figure.better)
+        if found.pairs < len(first & second):
+            note = f"{verdict} over the {found.pairs} pairs that both have".strip()
+        return Row(cells, change(found, figure.digits), verdict, note)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What a table says of a figure."""
+
+    cells: Sequence[str]
+    """Each side's mean and interval."""
+    change: str
+    verdict: str
+    """As `Difference.verdict`."""
+    note: str
+    """The verdict, and how many pairs it is about where some are lacking."""
+
 
 def to_csv(evaluation: Evaluation) -> str:
     """One row a clip; an empty cell is a figure that could not be measured."""
@@ -102,7 +135,7 @@ def to_json(evaluation: Evaluation) -> str:
                 "title": side.title,
                 "failures": side.failures(),
                 "spearman_proxy_gold": side.agreement(),
-                "estimates": {n: asdict(e) for n in names if (e := side.estimate(n)) is not None},
+                "estimates": {n: _known(e) for n in names if (e := side.estimate(n)) is not None},
                 "clips": [
                     {
                         **asdict(clip),
@@ -117,11 +150,19 @@ def to_json(evaluation: Evaluation) -> str:
     }
     if len(evaluation.sides) == 2:
         tree["differences"] = {
-            n: asdict(d) | {"verdict": d.verdict(figure_of(n).better)}
+            n: _known(d) | {"verdict": d.verdict(figure_of(n).better)}
             for n in names
             if (d := evaluation.compare(n)) is not None
         }
     return json.dumps(tree, indent=1)
+
+
+def _known(found: Estimate | Difference) -> dict[str, Any]:
+    """As JSON has it: an interval without end is null."""
+    return {
+        name: value if not isinstance(value, float) or math.isfinite(value) else None
+        for name, value in asdict(found).items()
+    }
 
 
 def from_json(text: str) -> Evaluation:
@@ -134,21 +175,29 @@ def from_json(text: str) -> Evaluation:
     return Evaluation(sides, tree["scorers"], tree["notes"])
 
 
-def spread(found: Estimate | None, digits: int) -> str:
-    """ "27.63 [26.90, 28.31]", or a dash."""
+def spread(found: Estimate | None, digits: int, clips: int) -> str:
+    """ "27.63 [26.90, 28.31]", with " (15 of 20)" where some of the clips have no such figure, or a
+    dash."""
     if found is None:
         return "–"
-    return f"{found.mean:.{digits}f} [{found.lower:.{digits}f}, {found.upper:.{digits}f}]"
+    ends = f" [{found.lower:.{digits}f}, {found.upper:.{digits}f}]"
+    measured = f" ({found.clips} of {clips})" if found.clips < clips else ""
+    return f"{found.mean:.{digits}f}{ends if math.isfinite(found.lower) else ''}{measured}"
 
 
 def change(found: Difference | None, digits: int) -> str:
     """ "+0.42 [+0.11, +0.73]", or a dash."""
     if found is None:
         return "–"
-    ends = f"[{found.lower:+.{digits}f}, {found.upper:+.{digits}f}]"
-    return f"{found.mean:+.{digits}f} {ends}".replace("-", "−")
+    ends = f" [{found.lower:+.{digits}f}, {found.upper:+.{digits}f}]"
+    shown = f"{found.mean:+.{digits}f}{ends if math.isfinite(found.lower) else ''}"
+    return shown.replace("-", "−")
 
 
+FOOTNOTE = (
+    "Means over the clips that have the figure (how many, where some lack it), with 95 % bootstrap "
+    "intervals over prompts; differences are over the prompts and seeds that both sides have."
+)
 ARROWS = {"higher": "↑", "lower": "↓", "neither": ""}
 
 
@@ -169,14 +218,9 @@ def to_markdown(evaluation: Evaluation) -> str:
         lines.append("|---|" + "---|" * len(heads))
         for figure in group:
             unit = f" ({figure.unit})" if figure.unit else ""
-            cells = [spread(side.estimate(figure.name), figure.digits) for side in sides]
-            if len(sides) == 2:
-                found = evaluation.compare(figure.name)
-                cells += [
-                    change(found, figure.digits),
-                    found.verdict(figure.better) if found else "",
-                ]
+            row = evaluation.row(figure)
+            cells = [*row.cells, row.change, row.note] if len(sides) == 2 else row.cells
             name = f"{figure.title}{unit} {ARROWS[figure.better]}".strip()
             lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    lines += ["", "Means over clips with 95 % bootstrap intervals, prompts drawn again.", ""]
+    lines += ["", FOOTNOTE, ""]
     return "\n".join(lines)

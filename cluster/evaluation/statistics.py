@@ -2,6 +2,11 @@
 
 Samples of one prompt are alike, so that resampling clips would make intervals too narrow. All
 draws are seeded: the same clips give the same interval.
+
+Percentiles of n drawn prompts are too near to each other: the bootstrap's variance lacks a factor
+n / (n - 1), and it takes the normal distribution for Student's (Hesterberg 2015, section 5.3). The
+distance of each end from the mean is stretched by both: 1.4 at 8 prompts, 1.09 at 22, 1.01 at 264.
+One prompt says nothing of others: its interval is without end, and nothing lies outside.
 """
 
 from __future__ import annotations
@@ -11,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import spearmanr
+from scipy.stats import norm, spearmanr, t
 
 from cluster.evaluation.figures import Better
 
@@ -73,15 +78,31 @@ def difference(
 
 
 def interval(values: F64, prompts: Sequence[str]) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean, prompts drawn with replacement."""
-    means = drawn_means(values, prompts)
+    """Bootstrap interval of the mean, prompts drawn with replacement; endless for one prompt."""
     tail = (1 - LEVEL) / 2
-    return float(np.quantile(means, tail)), float(np.quantile(means, 1 - tail))
+    lower, upper = _ends(values, prompts, (tail, 1 - tail))
+    return lower, upper
 
 
 def lower_bound(values: F64, prompts: Sequence[str]) -> float:
     """Lower end of the one-sided interval."""
-    return float(np.quantile(drawn_means(values, prompts), 1 - LEVEL))
+    (lower,) = _ends(values, prompts, (1 - LEVEL,))
+    return lower
+
+
+def _ends(values: F64, prompts: Sequence[str], levels: Sequence[float]) -> list[float]:
+    """Ends of intervals of the mean: quantiles of `drawn_means`, as far out as so few prompts
+    ask."""
+    count = len(set(prompts))
+    if count < 2:
+        return [-np.inf if level < 0.5 else np.inf for level in levels]
+    mean, means = float(np.mean(values)), drawn_means(values, prompts)
+    variance = count / (count - 1)
+    found = []
+    for level in levels:
+        stretch = np.sqrt(variance) * t.ppf(level, count - 1) / norm.ppf(level)
+        found.append(mean + float(stretch * (np.quantile(means, level) - mean)))
+    return found
 
 
 def drawn_means(values: F64, prompts: Sequence[str]) -> F64:

@@ -41,10 +41,32 @@ def test_what_raises_an_alarm(now: dict[str, float], kinds: list[str]) -> None:
 
 def test_a_fall_within_its_interval_is_none() -> None:
     """One clip of eight stands still: the mean falls by more than 15 %, the interval reaches 0."""
-    now = samples(motion=2.0)
+    now = samples(proxy=1.5, gold=1.2, motion=2.0, sharpness=4.0)
     now[3].raw["motion"] = -1.0  # type: ignore[index]
     assert find_alarms(BASE, now, 0.15) == []
-    assert "fall of 20%" in find_alarms(BASE, samples(motion=1.6), 0.15)[0].text
+    fallen = samples(proxy=1.5, gold=1.2, motion=1.6, sharpness=4.0)
+    assert "fall of 20%" in find_alarms(BASE, fallen, 0.15)[0].text
+
+
+def test_clips_that_can_no_longer_be_judged_are_an_alarm() -> None:
+    """The others would be about the clips that are left."""
+    better = {"proxy": 1.6, "gold": 1.3, "motion": 2.0, "sharpness": 4.0}
+
+    def blind(count: int) -> list[EvalSample]:
+        found = samples(**better)
+        for sample in found[:count]:
+            del sample.raw["gold"]  # type: ignore[attr-defined]
+        return found
+
+    assert find_alarms(BASE, blind(1), 0.15) == []  # one of eight is 12.5 %
+    assert find_alarms(BASE, blind(2), 0.15) == []  # 25 %, but chance
+    (alarm,) = find_alarms(BASE, blind(6), 0.15)
+    assert alarm.kind == "unjudged"
+    assert "6 of 8 pairs have no gold, before training 0" in alarm.text
+    assert [a.kind for a in find_alarms(BASE, blind(8), 0.15)] == ["unjudged"]
+    assert [a.kind for a in find_alarms(BASE, [], 0.15)] == ["unjudged"]  # nothing was scored
+    assert find_alarms(blind(8), blind(8), 0.15) == []
+    assert find_alarms(blind(6), samples(**better), 0.15) == []
 
 
 def test_without_gold_nothing_parts() -> None:

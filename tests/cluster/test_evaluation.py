@@ -11,6 +11,7 @@ import pytest
 
 from cluster.cli import main
 from cluster.clips import Clip, write_index
+from cluster.evaluation.figures import figure_of
 from cluster.evaluation.measure import ClipFigures, rerendering_figures
 from cluster.evaluation.result import Evaluation, Side, from_json, to_csv, to_json, to_markdown
 from cluster.evaluation.sources import excerpt
@@ -26,10 +27,13 @@ from rewards.spoilt import frozen, warped
 from toyworld.scenes import random_scene, render_clip
 
 
+MOTIONS = (Motion.PUSH_IN, Motion.ORBIT_LEFT, Motion.MOVE_RIGHT, Motion.PULL_OUT)
+
+
 def folder_of(path: Path, spoil: str) -> str:
-    """Two known clips as they are, frozen or warped, with their index."""
+    """Four known clips as they are, frozen or warped, with their index."""
     folder, clips = RunFolder(str(path)), []
-    for seed, motion in enumerate((Motion.PUSH_IN, Motion.ORBIT_LEFT)):
+    for seed, motion in enumerate(MOTIONS):
         made = render_clip(random_scene(np.random.default_rng(seed)), (motion,))
         clip = Clip(file=f"c{seed}.mp4", id=f"c{seed}", prompt=made.prompt.text, seed=seed)
         video = {"": lambda v: v, "frozen": frozen, "warped": warped}[spoil](made.video)
@@ -58,16 +62,16 @@ def test_spoilt_clips_lose_in_every_figure_that_matters(
         "warp_error",
     ):
         assert tree["differences"][name]["verdict"] == "better", name
-        assert tree["differences"][name]["pairs"] == 2
+        assert tree["differences"][name]["pairs"] == 4
     for name in ("rot_err", "cam_mc_abs", "second.rot_err", "second.cam_mc_abs", "motion", "judge"):
         assert name in tree["differences"]
     assert tree["scorers"]["independent estimator"] == "corners-v2"
     assert any("stand in" in note for note in tree["notes"])
     rows = list(csv.DictReader((out / "clips.csv").open()))
-    assert len(rows) == 4
+    assert len(rows) == 8
     assert float(rows[0]["psnr"]) == tree["sides"][0]["clips"][0]["figures"]["psnr"]
     page = (out / "index.html").read_text()
-    assert page.count("<video ") == 4
+    assert page.count("<video ") == 8
     assert (out / "videos/b/c1.mp4").read_bytes() == (tmp_path / "good/c1.mp4").read_bytes()
 
 
@@ -91,11 +95,13 @@ def test_tables_by_hand() -> None:
     assert evaluation.sides[0].agreement() == pytest.approx(1.0)  # the failed clip is last in both
     compared = evaluation.compare("psnr")
     assert compared is not None
-    assert (compared.mean, compared.lower, compared.upper) == (1.5, 1.0, 2.0)
+    # Of two prompts the bootstrap's ends are both values; Student's t stretches them by 9.168.
+    assert (compared.mean, compared.pairs) == (1.5, 2)
+    assert compared.upper == pytest.approx(1.5 + 0.5 * 9.168, abs=1e-3)
     text = to_markdown(evaluation)
     assert (
-        "| PSNR (dB) ↑ | 21.00 [20.00, 22.00] | 22.50 [21.00, 24.00] | "
-        "+1.50 [+1.00, +2.00] | better |" in text
+        "| PSNR (dB) ↑ | 21.00 [11.83, 30.17] (2 of 3) | 22.50 [8.75, 36.25] | "
+        "+1.50 [−3.08, +6.08] |  |" in text
     )
     assert "A: 3 clips; failures: second 1" in text
     rows = list(csv.reader(to_csv(evaluation).splitlines()))
@@ -103,6 +109,30 @@ def test_tables_by_hand() -> None:
     assert rows[3][4] == ""  # not measured, and no number in its place
     again = from_json(to_json(evaluation))
     assert to_csv(again) == to_csv(evaluation)
+
+
+def test_a_difference_says_how_many_pairs_it_is_about() -> None:
+    """Side B has no camera on 3 of 6 clips: what is left may be the easy ones."""
+
+    def clip(index: int, shift: float, known: bool) -> ClipFigures:
+        figures = {"psnr": 20.0 + index + shift} if known else {}
+        return ClipFigures(f"p{index}", "A box.", index, figures, {})
+
+    first = Side("A", [clip(i, 0.0, True) for i in range(6)])
+    second = Side("B", [clip(i, 1.0, i < 3) for i in range(6)])
+    row = Evaluation([first, second], {}).row(figure_of("psnr"))
+    assert row.cells[1].endswith("(3 of 6)")
+    assert (row.change, row.verdict) == ("+1.00 [+1.00, +1.00]", "better")
+    assert row.note == "better over the 3 pairs that both have"
+    assert Evaluation([first, first], {}).row(figure_of("psnr")).note == ""
+
+
+def test_one_prompt_has_no_interval() -> None:
+    clips = [ClipFigures("p", "A box.", seed, {"psnr": 20.0 + seed}, {}) for seed in range(3)]
+    evaluation = Evaluation([Side("A", clips), Side("B", clips)], {})
+    assert "| PSNR (dB) ↑ | 21.00 | 21.00 | +0.00 |  |" in to_markdown(evaluation)
+    tree = json.loads(to_json(evaluation))
+    assert tree["sides"][0]["estimates"]["psnr"]["lower"] is None
 
 
 def test_vbench_results_by_file() -> None:
