@@ -89,6 +89,15 @@ class RolloutWorker:
         """Load weights now; the checksum of what the model holds afterwards."""
         return self._hold(version, weights).checksum
 
+    def untrained(self) -> tuple[WeightsVersion, LoraWeights]:
+        """The adapter that this worker started with, which changes nothing.
+
+        RuntimeError once it holds other weights.
+        """
+        if self._version is not None:
+            raise RuntimeError(f"{self._name} holds the weights of step {self._version.step}")
+        return WeightsVersion(0, "untrained", self._checksum), self._policy.lora_weights()
+
     def rollout(
         self, request: RolloutRequest, version: WeightsVersion, weights: LoraWeights
     ) -> tuple[RolloutReport | Trajectory | Video, ...]:

@@ -29,7 +29,7 @@ from benchmarks.results import Result, machine, write
 from benchmarks.signal import collect
 from cluster.config import RunConfig, for_one_process, load
 from cluster.evaluation.run import listed
-from cluster.evaluation.sources import fixed_pairs, read_videos
+from cluster.evaluation.sources import fixed_pairs, read_video
 from cluster.generate import generate, load_policy
 from cluster.storage import RunFolder
 from rewards.metrics.coherence import coherence
@@ -63,7 +63,9 @@ def sampled(policy: Policy, config: RunConfig, worker: ReconstructionWorker) -> 
     with tempfile.TemporaryDirectory() as folder:
         generate(policy, config, pairs, RunFolder(folder), "response", lambda: None)
         clips = listed(folder, None)
-        for _, prompt, video, _ in read_videos(folder, clips, None, config.camera.amplitudes):
+        for clip in clips:
+            data = RunFolder(folder).read_bytes(clip.file)
+            prompt, video = read_video(data, clip, None, config.camera.amplitudes)
             score, _, _ = worker.assess(video, prompt, keep_artifacts=False)
             row = {"motion": coherence(video).motion_share, "sharpness": score.raw["sharpness"]}
             row |= {"psnr": score.raw["psnr"], "recon": score.parts["recon"]}

@@ -27,17 +27,25 @@ def add_evaluation_command(commands: Any) -> None:
     parser.add_argument("--weights", choices=("ema", "raw"), help="which of a run's weights")
     parser.add_argument("--preset", metavar="NAME", help="default: that of the run, or toy")
     parser.add_argument("--vbench", metavar="PYTHON", help="of an environment with vbench")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of the sampler")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda if there is one")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="on Ray: N rollout workers, then N reward workers of each kind",
+    )
     parser.add_argument("--out", default="evaluation", metavar="DIR", help="default: evaluation")
     parser.set_defaults(command=_evaluate)
 
 
 def _evaluate(options: argparse.Namespace) -> int:
+    if options.workers is not None and options.workers < 1:
+        raise ConfigError(f"--workers {options.workers}; allowed: 1 or more")
     if options.pairs < 1 or (options.frames is not None and options.frames < 3):
         raise ConfigError(
             f"--pairs {options.pairs} --frames {options.frames}; allowed: 1 or more, 3 or more"
         )
-    from cluster.evaluation.sources import config_of, find_source, fixed_pairs, listed
+    from cluster.evaluation.sources import config_of, find_source
     from cluster.runs import check_backends
 
     average = None if options.weights is None else options.weights == "ema"
@@ -48,16 +56,11 @@ def _evaluate(options: argparse.Namespace) -> int:
         raise ConfigError(
             f"--vbench {options.vbench!r} is no program; allowed: a python that has vbench"
         )
-    for source in sources:  # whatever is wrong shows before anything is loaded
-        if source.videos is None:
-            fixed_pairs(config, options.prompts, options.pairs)
-        else:
-            listed(source.videos, options.prompts)
     check_backends(config.rewards)
     out = RunFolder(absolute_url(options.out))
-    out.require_writable()
     from cluster.evaluation.result import to_markdown
-    from cluster.evaluation.run import Request, evaluate
+    from cluster.evaluation.run import Request, check, evaluate
+    from cluster.generate import default_device
 
     request = Request(
         sources=sources,
@@ -66,8 +69,11 @@ def _evaluate(options: argparse.Namespace) -> int:
         pairs=options.pairs,
         frames=options.frames,
         vbench=options.vbench,
-        device=options.device,
+        device=options.device or default_device(),
+        workers=options.workers,
     )
+    check(request, out)
+    out.require_writable()
     print(to_markdown(evaluate(request, out, _say)))
     print(f"{out.url}: clips.csv, evaluation.json, evaluation.md, index.html")
     return 0

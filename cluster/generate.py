@@ -31,14 +31,21 @@ def load_policy(config: RunConfig, trained: TrainedWeights | None, device: str) 
     """The policy of a configuration with trained weights in its adapter, or untrained; ConfigError
     where they do not fit it."""
     torch.set_num_threads(config.threads if device == "cpu" else torch.get_num_threads())
-    model = resolve_model(config.policy.model)
+    # Of the adapter's scale, alpha / rank, the weights themselves say nothing.
+    lora = config.policy.lora if trained is None else trained.config.policy.lora
+    found = {"model": resolve_model(config.policy.model), "lora": lora}
     try:
-        policy = Policy.load(config.policy.model_copy(update={"model": model}), device)
+        policy = Policy.load(config.policy.model_copy(update=found), device)
         if trained is not None:
             policy.load_lora(trained.weights)
     except (ValueError, OSError) as error:
         raise ConfigError(str(error).splitlines()[0]) from None
     return policy
+
+
+def default_device() -> str:
+    """cuda where there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def generate(

@@ -54,10 +54,10 @@ def _generate(options: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.progress import Progress
 
-    from cluster.generate import SHEET, generate, load_policy, network_passes
+    from cluster.generate import SHEET, default_device, generate, load_policy, network_passes
 
     weights = None if options.weights == "none" else trained
-    policy = load_policy(config, weights, options.device or _device())
+    policy = load_policy(config, weights, options.device or default_device())
     title = weights.title if weights else f"{config.policy.model}, untrained"
     print(f"{len(samples)} videos of {len(prompts)} prompts: {title}", flush=True)
     console = Console()
@@ -102,9 +102,3 @@ def _prompts(options: argparse.Namespace, config: RunConfig) -> list[Prompt]:
     if twice:
         raise ConfigError(f"two prompts have the id {twice[0]!r}, which names their files")
     return [with_camera(config, prompt, options.camera) for prompt in asked]
-
-
-def _device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from actors.config import PolicyConfig
 from actors.worker import RolloutWorker
 from cluster.clocks import Meter
 from cluster.config import RunConfig, resolve_model
@@ -92,18 +93,25 @@ def local_rewards(config: RunConfig, any_length: bool = False) -> Iterator[Rewar
         judge.close()
 
 
+def local_rollouts(config: RunConfig, device: str = "cpu") -> Rollouts:
+    """A rollout worker in this process. ValueError or OSError where its model cannot be loaded."""
+    policy, threads = _found(config.policy), config.threads
+    worker = RolloutWorker(policy, config.rollout, config.camera, device, threads)
+    return Rollouts(LocalPool("rollout", worker))
+
+
 @contextlib.contextmanager
 def local_workers(config: RunConfig) -> Iterator[Workers]:
     """One worker of each kind in this process, on the CPU."""
-    policy = config.policy.model_copy(update={"model": resolve_model(config.policy.model)})
+    policy = _found(config.policy)
     guard = guard_active(config.learner, config.max_staleness)
     learner = config.learner.model_copy(update={"guard": guard, "ranks": 1})
     device, threads = "cpu", config.threads
     rank = LearnerRank(0, policy, learner, config.rollout, config.seed, None, device, threads)
-    rollout = RolloutWorker(policy, config.rollout, config.camera, device, threads)
+    rollouts = local_rollouts(config)
     with contextlib.closing(rank), local_rewards(config) as rewards:
         yield Workers(
-            rollouts=Rollouts(LocalPool("rollout", rollout)),
+            rollouts=rollouts,
             rewards=rewards,
             learner=Learner(
                 LocalPool("learner", rank),
@@ -111,3 +119,8 @@ def local_workers(config: RunConfig) -> Iterator[Workers]:
                 config.learner.updates_per_batch,
             ),
         )
+
+
+def _found(policy: PolicyConfig) -> PolicyConfig:
+    """With the model where this machine has it."""
+    return policy.model_copy(update={"model": resolve_model(policy.model)})

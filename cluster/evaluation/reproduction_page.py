@@ -38,9 +38,10 @@ SHOWN_CLIPS = 12
 CURVES = {"reward": ("reward", "mean"), "PSNR": ("raw", "psnr", "mean"), "gold": ("gold", "mean")}
 
 DIFFERENCES = (
-    "Means over pairs, each averaged over a variant's runs first; behind them the paired difference "
-    "with its 95 % interval over prompts: of references and the full method from the base, of an "
-    "ablation from the full method. Failures count clips that a scorer found nothing in."
+    "Means over pairs, each averaged over a variant's runs first; behind them the paired "
+    "difference with its 95 % interval over prompts: of references and the full method from the "
+    "base, of an ablation from the full method. Failures count clips that a scorer found nothing "
+    "in."
 )
 
 Sides = Mapping[str, Sequence[Side]]

@@ -8,7 +8,7 @@ sides of a comparison.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cluster.clips import INDEX, SCORES, Clip, read_clips
@@ -108,6 +108,8 @@ def index_by_names(url: str, prompts: str) -> list[Clip]:
                 "ID_SEED.mp4, TEXT.mp4, TEXT-SEED.mp4"
             )
         clips.append(Clip(file=file, id=prompt.id, prompt=prompt.text, seed=seed, c2w=prompt.c2w))
+    if not clips:
+        raise ConfigError(f"{url!r} holds no mp4 beside each other; folders below it are not read")
     return clips
 
 
@@ -115,35 +117,61 @@ def listed(url: str, prompts: str | None) -> list[Clip]:
     """The clips of a folder, by its index or else by file names."""
     folder = RunFolder(url)
     if folder.exists(INDEX) or folder.exists(SCORES):
-        return read_clips(url)
-    if prompts is None:
+        clips = read_clips(url)
+    elif prompts is None:
         raise ConfigError(f"{url!r} has no {INDEX}; name its prompts with --prompts SOURCE")
-    return index_by_names(url, prompts)
-
-
-def read_videos(
-    url: str, clips: Sequence[Clip], frames: int | None, amplitudes: Amplitudes
-) -> Iterator[tuple[Clip, Prompt, U8, bytes]]:
-    """Each clip with what it was asked to show, its frames uint8 [F, H, W, 3], the first `frames`
-    of them, and its file."""
-    folder = RunFolder(url)
+    else:
+        clips = index_by_names(url, prompts)
+    seen: dict[tuple[str, int], str] = {}
     for clip in clips:
-        data = folder.read_bytes(clip.file)
-        try:
-            video = decode_mp4(data)
-        except (ValueError, OSError) as error:
-            raise ConfigError(f"{clip.file!r} in {url!r} cannot be decoded: {error}") from None
-        if frames is not None and len(video) < frames:
+        other = seen.setdefault((clip.id, clip.seed), clip.file)
+        if other != clip.file:
             raise ConfigError(
-                f"{clip.file!r} in {url!r} has {len(video)} frames; --frames asks for {frames}"
+                f"{other!r} and {clip.file!r} in {url!r} are both prompt {clip.id!r} with seed "
+                f"{clip.seed}; allowed: one video for each"
             )
-        try:
-            prompt = clip.as_prompt()
-            if frames is not None:
-                prompt, video = excerpt(prompt, video, frames, amplitudes)
-        except ValueError as error:
-            raise ConfigError(f"{clip.file!r}: {error}") from None
-        yield clip, prompt, video, data
+    return clips
+
+
+class UnreadableClip(ValueError):
+    """A clip that cannot be measured, or not as it was asked for."""
+
+
+def read_video(
+    data: bytes, clip: Clip, frames: int | None, amplitudes: Amplitudes
+) -> tuple[Prompt, U8]:
+    """What a clip was asked to show, and its frames uint8 [F, H, W, 3], the first `frames` of them.
+
+    `data` is its file. Raises UnreadableClip.
+    """
+    try:
+        video = decode_mp4(data)
+    except (ValueError, OSError) as error:
+        raise UnreadableClip(f"{clip.file!r} cannot be decoded: {error}") from None
+    if frames is not None and len(video) < frames:
+        raise UnreadableClip(f"{clip.file!r} has {len(video)} frames; --frames asks for {frames}")
+    try:
+        prompt = clip.as_prompt()
+        return (prompt, video) if frames is None else excerpt(prompt, video, frames, amplitudes)
+    except ValueError as error:
+        raise UnreadableClip(f"{clip.file!r}: {error}") from None
+
+
+def require_comparable(first: Sequence[Clip], second: Sequence[Clip], names: Sequence[str]) -> None:
+    """ConfigError unless two sides share pairs, and mean the same by each (prompt id, seed)."""
+    theirs = {(clip.id, clip.seed): clip for clip in second}
+    common = [(c, theirs[c.id, c.seed]) for c in first if (c.id, c.seed) in theirs]
+    if not common:
+        raise ConfigError(
+            f"{names[0]!r} and {names[1]!r} share no prompt and seed; generate both from the same"
+        )
+    for mine, other in common:
+        if mine.prompt != other.prompt or mine.c2w != other.c2w:
+            what = "text" if mine.prompt != other.prompt else "camera path"
+            raise ConfigError(
+                f"prompt {mine.id!r} is another {what} in {names[0]!r} than in {names[1]!r}; "
+                "generate both from the same prompts"
+            )
 
 
 def excerpt(prompt: Prompt, video: U8, frames: int, amplitudes: Amplitudes) -> tuple[Prompt, U8]:

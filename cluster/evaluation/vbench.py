@@ -12,6 +12,7 @@ from typing import Any
 
 from cluster.config import ConfigError
 from cluster.evaluation.figures import VBENCH
+from cluster.evaluation.measure import ClipFigures
 from cluster.evaluation.result import Side
 from cluster.evaluation.vbench_driver import DIMENSIONS, NAME
 from cluster.storage import RunFolder
@@ -30,23 +31,37 @@ def add_vbench(python: str, out: RunFolder, side: Side) -> Side:
         for file in side.videos:
             (videos / PurePath(file).name).write_bytes(out.read_bytes(file))
         driver = Path(__file__).with_name("vbench_driver.py")
-        run = subprocess.run(
-            [python, str(driver), str(videos), str(results)],
-            capture_output=True,
-            text=True,
-            timeout=TIMEOUT_S,
-            check=False,
-        )
+        try:
+            run = subprocess.run(
+                [python, str(driver), str(videos), str(results)],
+                capture_output=True,
+                text=True,
+                timeout=TIMEOUT_S,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            raise ConfigError(f"--vbench {python!r} took longer than {TIMEOUT_S} s") from None
         stored = results / f"{NAME}_eval_results.json"
         if run.returncode or not stored.exists():
             last = (run.stderr.strip() or "no word").splitlines()[-1]
             raise ConfigError(f"--vbench {python!r} failed: {last}")
-        figures = by_video(json.loads(stored.read_text()))
-    clips = [
-        replace(clip, figures={**clip.figures, **figures.get(PurePath(file).name, {})})
-        for clip, file in zip(side.clips, side.videos, strict=True)
-    ]
+        try:
+            figures = by_video(json.loads(stored.read_text()))
+        except (ValueError, KeyError, TypeError) as error:
+            raise ConfigError(
+                f"--vbench {python!r} wrote what this version cannot read: "
+                f"{type(error).__name__} {error}"
+            ) from None
+    judged = zip(side.clips, side.videos, strict=True)
+    clips = [with_vbench(clip, figures.get(PurePath(file).name, {})) for clip, file in judged]
     return replace(side, clips=clips)
+
+
+def with_vbench(clip: ClipFigures, found: Mapping[str, float]) -> ClipFigures:
+    """A clip with VBench's figures; what it left out is a failure of "vbench"."""
+    lacking = [name for name in DIMENSIONS if f"{VBENCH}{name}" not in found]
+    failed = {"vbench": f"no {', '.join(lacking)}"} if lacking else {}
+    return replace(clip, figures={**clip.figures, **found}, failures={**clip.failures, **failed})
 
 
 def by_video(results: Mapping[str, Any]) -> dict[str, dict[str, float]]:

@@ -15,7 +15,7 @@ from cluster.evaluation.figures import figure_of
 from cluster.evaluation.measure import ClipFigures, rerendering_figures
 from cluster.evaluation.result import Evaluation, Side, from_json, to_csv, to_json, to_markdown
 from cluster.evaluation.sources import excerpt
-from cluster.evaluation.vbench import by_video
+from cluster.evaluation.vbench import by_video, with_vbench
 from cluster.storage import RunFolder
 from cluster.video import encode_mp4
 from prompts.camera import requested_path
@@ -25,7 +25,6 @@ from rewards.metrics.images import MAX_DB
 from rewards.reconstruct.da3 import resized
 from rewards.spoilt import frozen, warped
 from toyworld.scenes import random_scene, render_clip
-
 
 MOTIONS = (Motion.PUSH_IN, Motion.ORBIT_LEFT, Motion.MOVE_RIGHT, Motion.PULL_OUT)
 
@@ -147,6 +146,13 @@ def test_vbench_results_by_file() -> None:
     figures = by_video(results)["a.mp4"]
     assert figures["vbench.imaging_quality"] == 60.0
     assert figures["vbench.aesthetic_quality"] == 50.0
+    clip = ClipFigures("a", "A box.", 0, {"psnr": 20.0}, {})
+    judged = with_vbench(clip, figures)
+    assert (judged.figures["psnr"], judged.failures) == (20.0, {})
+    assert len(judged.figures) == 6
+    left_out = with_vbench(clip, {"vbench.imaging_quality": 60.0}).failures["vbench"]
+    assert "motion_smoothness" in left_out
+    assert "imaging_quality" not in left_out
 
 
 @pytest.mark.parametrize(
@@ -170,6 +176,79 @@ def test_wrong_requests_are_one_sentence(
     assert len(error) == 1
     for word in words:
         assert word in error[0]
+
+
+def small_folder(path: Path, *clips: Clip, frames: int = 5) -> str:
+    """Black clips."""
+    folder = RunFolder(str(path))
+    for clip in clips:
+        folder.write_bytes(clip.file, encode_mp4(np.zeros((frames, 32, 32, 3), np.uint8)))
+    write_index(folder, clips)
+    return folder.url
+
+
+def box(index: int = 0, text: str = "A red box.", file: str = "") -> Clip:
+    return Clip(file=file or f"p{index}_0.mp4", id=f"p{index}", prompt=text, seed=0)
+
+
+def test_sides_that_do_not_compare_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Pairs are matched by prompt id and seed; that these mean the same is looked at."""
+    first = small_folder(tmp_path / "first", box())
+    others = {
+        "another text": small_folder(tmp_path / "text", box(text="A blue ball.")),
+        "share no prompt": small_folder(tmp_path / "none", box(1)),
+        "clips of 5 and of 9 frames": small_folder(tmp_path / "long", box(), frames=9),
+        "both prompt 'p0'": small_folder(tmp_path / "twice", box(), box(file="again.mp4")),
+    }
+    (tmp_path / "below/deep").mkdir(parents=True)
+    (tmp_path / "below/deep/p.mp4").write_bytes(b"")
+    for words, other in others.items():
+        command = ["evaluate", first, "--against", other, "--out", str(tmp_path / "out")]
+        assert main(command) == 2
+        assert words in capsys.readouterr().err
+    command = ["evaluate", str(tmp_path / "below"), "--prompts", "toy_test"]
+    assert main([*command, "--out", str(tmp_path / "out")]) == 2
+    assert "holds no mp4" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_clips_of_an_evaluation_are_not_written_over(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Side b measured again as side a would take a's place before it is read."""
+    out = tmp_path / "out"
+    mine = small_folder(out / "videos/a", box())
+    other = small_folder(out / "videos/b", box())
+    for command in ([other], [mine, "--against", mine], [other, "--against", mine]):
+        assert main(["evaluate", *command, "--out", str(out)]) == 2
+        assert "would be written over it" in capsys.readouterr().err
+    assert main(["evaluate", mine, "--against", other, "--out", str(out)]) == 0
+
+
+def test_a_clip_that_cannot_be_read_is_a_counted_failure(tmp_path: Path) -> None:
+    folder = small_folder(tmp_path / "clips", box(), box(1), box(2))
+    (tmp_path / "clips/p1_0.mp4").write_bytes(b"no video")
+    short = encode_mp4(np.zeros((5, 32, 32, 3), np.uint8)[:4])
+    (tmp_path / "clips/p2_0.mp4").write_bytes(short)
+    out = tmp_path / "out"
+    assert main(["evaluate", folder, "--frames", "5", "--out", str(out)]) == 0
+    (side,) = json.loads((out / "evaluation.json").read_text())["sides"]
+    assert side["failures"]["file"] == 2
+    reasons = [clip["failures"].get("file", "") for clip in side["clips"]]
+    assert reasons[0] == ""
+    assert "cannot be decoded" in reasons[1]
+    assert "has 4 frames; --frames asks for 5" in reasons[2]
+
+
+def test_vbench_that_fails_takes_no_figure_away(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, out = small_folder(tmp_path / "clips", box()), tmp_path / "out"
+    assert main(["evaluate", folder, "--vbench", "/bin/false", "--out", str(out)]) == 2
+    assert "--vbench '/bin/false' failed" in capsys.readouterr().err
+    assert json.loads((out / "evaluation.json").read_text())["sides"][0]["clips"]
 
 
 def test_an_excerpt_is_held_to_the_part_of_the_path_that_it_shows(tmp_path: Path) -> None:
