@@ -31,6 +31,19 @@ PLAIN_NOISE = ("camera.strength=0.0",)
 REFERENCES = ("base", "base-plain-noise", "base-untrained", "ceiling")
 """What is evaluated without being trained."""
 
+NOT_FOR_EVERY_RUN = {
+    "seed": "each run has its own",
+    "steps": "--steps sets it",
+    "run": "each run has its own folder",
+    "learner.ema_decay": "the averaged weights are evaluated",
+    "policy.model": "the ceiling's clips are of the toy world",
+    "rollout.frames": "the ceiling's clips have the toy world's length",
+    "rollout.height": "the ceiling's clips have the toy world's size",
+    "rollout.width": "the ceiling's clips have the toy world's size",
+    "camera.amplitudes": "the ceiling's clips are filmed along the toy world's paths",
+}
+"""Keys, or sections, that no override of every run may change, and why."""
+
 Train = Callable[[Sequence[str]], int]
 """Runs `worldr1` with arguments to its end; its exit code."""
 
@@ -155,12 +168,21 @@ class Reproduction:
         return True
 
     def sides(self) -> dict[str, list[Side]]:
-        """Every evaluated side by variant or reference, seeds in order."""
+        """Every evaluated side by variant or reference, seeds in order. ConfigError where they were
+        not measured by the same scorers."""
         found: dict[str, list[Side]] = {}
+        scorers: dict[str, str] = {}
         for name, group in self._names():
             if self._has(name):
                 text = self.out.read_text(f"evaluations/{name}/evaluation.json")
-                (side,) = from_json(text).sides
+                evaluation = from_json(text)
+                (side,) = evaluation.sides
+                scorers = scorers or dict(evaluation.scorers)
+                if evaluation.scorers != scorers:
+                    raise ConfigError(
+                        f"evaluations/{name} was measured by {dict(evaluation.scorers)}, others by "
+                        f"{scorers}: they do not compare; remove it, and it is made again"
+                    )
                 folder = f"evaluations/{name}/videos/a"
                 files = sorted(self.out.sizes(folder)) if side.clips else []
                 by_stem = {Path(file).stem: file for file in files}
@@ -193,8 +215,13 @@ class Reproduction:
 
 
 def require_own_keys(overrides: Sequence[str]) -> None:
-    """ConfigError for an override of a key that a variant sets: it would have the last word."""
+    """ConfigError for an override that would falsify a figure: of what all runs must share or may
+    not share, or of a key that a variant sets, where it would have the last word."""
     keys = [override.partition("=")[0] for override in overrides]
+    for key in keys:
+        for fixed, reason in NOT_FOR_EVERY_RUN.items():
+            if key == fixed or key.startswith(f"{fixed}."):
+                raise ConfigError(f"{key} is no setting for a reproduction: {reason}")
     for variant in VARIANTS:
         own = [override.partition("=")[0] for override in variant.overrides]
         if variant.file is not None:

@@ -12,9 +12,15 @@ from cluster.cli import main
 from cluster.config import REPOSITORY, ConfigError, flatten, flatten_tree, load
 from cluster.evaluation.measure import ClipFigures
 from cluster.evaluation.paper import ABLATIONS
-from cluster.evaluation.reproduce import Plan, Reproduction, jobs, settings_files
+from cluster.evaluation.reproduce import (
+    Plan,
+    Reproduction,
+    jobs,
+    require_own_keys,
+    settings_files,
+)
 from cluster.evaluation.reproduction import VARIANTS, gap_closed, goals, seed_mean
-from cluster.evaluation.result import Side, from_json
+from cluster.evaluation.result import Evaluation, Side, from_json, to_json
 from cluster.evaluation.sources import find_source
 from cluster.storage import RunFolder
 
@@ -154,6 +160,32 @@ def test_an_override_that_would_undo_an_ablation_is_refused(
     assert not out.exists("plan.json")
 
 
+@pytest.mark.parametrize(
+    ("override", "reason"),
+    [
+        ("seed=5", "each run has its own"),
+        ("steps=9", "--steps sets it"),
+        ("rollout.frames=17", "the toy world's length"),
+        ("camera.amplitudes.pan_deg=20", "the toy world's paths"),
+        ("learner.ema_decay=0", "averaged weights"),
+    ],
+)
+def test_an_override_that_would_falsify_a_figure_is_refused(override: str, reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        require_own_keys([override])
+    require_own_keys(["rollout.workers=1", "learner.learning_rate=0.001"])
+
+
+def test_evaluations_by_other_scorers_are_not_mixed(tmp_path: Path) -> None:
+    out = RunFolder(str(tmp_path))
+    for name, judge in (("base", "v1"), ("ceiling", "v2")):
+        evaluation = Evaluation([side(psnr=20.0)], {"judge": judge})
+        out.write_text(f"evaluations/{name}/evaluation.json", to_json(evaluation))
+    work = Reproduction(Plan(96, 66), out, lambda line: None)
+    with pytest.raises(ConfigError, match=r"evaluations/ceiling was measured by .*v2.*, others by"):
+        work.sides()
+
+
 TINY = (
     "rollout.groups_per_step=1",
     "rollout.group_size=2",
@@ -175,7 +207,7 @@ def test_a_reproduction_at_its_smallest_and_again(
     assert main(command) == 0
     tree = json.loads((out / "reproduction.json").read_text())
     assert set(tree["rows"]) == {
-        "base", "base-plain-noise", "base-untrained", "ceiling", "full",
+        "base", "base-plain-noise", "base-untrained", "ceiling", "full", "full-against-untrained",
     }  # fmt: skip
     means = {name: row["means"] for name, row in tree["rows"].items()}
     assert means["ceiling"]["psnr"] > means["base"]["psnr"] + 1
@@ -183,6 +215,8 @@ def test_a_reproduction_at_its_smallest_and_again(
     # Without an update the run's clips are the untrained policy's with the run's own noises.
     assert means["full"] == means["base-untrained"]
     assert means["full"]["psnr"] != means["base"]["psnr"]
+    change = tree["rows"]["full-against-untrained"]["psnr"]["change"]
+    assert change == "+0.00 [+0.00, +0.00]"
     assert [goal["met"] for goal in tree["goals"]].count(None) == 3
     page = (out / "index.html").read_text()
     assert page.count("<video ") == 2 * 3
