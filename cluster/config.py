@@ -46,8 +46,33 @@ _FREE_TO_CHANGE = (
     "placement.",
     "supervision.",
     "rewards.artifacts.",
-    "learner.replicate_frozen",
     "rewards.examine_every",
+    # Where and in what portions the same is computed; on a GPU the last bits are others then.
+    "policy.text_encoder",
+    "policy.cached_prompts",
+    "policy.attention",
+    "policy.compile",
+    "policy.batched_guidance",
+    "policy.vae_tiling",
+    "policy.vae_channels_last",
+    "rollout.max_batch",
+    "rollout.decode_batch",
+    "learner.micro_batch",
+    "learner.activation_checkpointing",
+    "learner.replicate_frozen",
+    "rewards.aesthetic.batch",
+    # How long a scorer may take, how often it is asked, and where its server is.
+    "learner.timeout_s",
+    "rewards.timeout_s",
+    "rewards.max_attempts",
+    "rewards.judge.url",
+    "rewards.judge.key_variable",
+    "rewards.judge.concurrency",
+    "rewards.judge.request_timeout_s",
+    "rewards.judge.start_timeout_s",
+    "rewards.judge.health_interval_s",
+    "rewards.judge.tensor_parallel",
+    "rewards.judge.gpu_memory",
 )
 _WORKERS = re.compile(r"\.(workers|ranks|min_workers|max_workers|cpus\w*|gpus\w*|env)$")
 
@@ -326,8 +351,9 @@ def flatten_tree(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def fingerprint(config: RunConfig) -> dict[str, Any]:
     """The leaves that a resumed run may not change: everything that decides what is computed.
 
-    Where the run is stored, its length, checkpointing, evaluation, metrics, supervision
-    and number, size and environment of workers may differ between the first start and a resume.
+    Where the run is stored, its length, checkpointing, evaluation, metrics, supervision, number,
+    size and environment of workers, and what fits a computation into memory and time (batches,
+    tiling, time limits) may differ between the first start and a resume.
     """
     return {
         key: value

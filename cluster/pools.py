@@ -18,7 +18,8 @@ from actors.worker import WorkerInfo
 from cluster.clocks import Meter
 from cluster.config import RunStopped
 from learner.batch import ScoredGroup, plan_batch
-from learner.rank import RankInfo, RatioProof, StepReport
+from learner.proof import RatioProof, StartupProofError
+from learner.rank import RankInfo, StepReport
 from learner.schedule import Phase
 from prompts.schema import Prompt
 from rewards.config import RewardConfig
@@ -476,8 +477,8 @@ class Learner:
             return await self.ranks.call_all(method, arguments, returns, self.limit_s)
         except (WorkerLost, TimeoutError) as error:
             raise LearnerLost(f"the learner's ranks are lost in {method}: {error}") from error
-        except (RunStopped, ObjectGone):
-            raise
+        except (RunStopped, ObjectGone, StartupProofError):
+            raise  # a finding of whole ranks, which others would repeat
         except RuntimeError as error:
             if self.ranks.size == 1:
                 raise

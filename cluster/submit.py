@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
-from cluster.config import ConfigError, RunStopped
+from cluster.config import INTERRUPTED, ConfigError, RunStopped
 from cluster.job_file import JobFile
 from learner.storage_errors import is_transient
 
@@ -62,7 +62,7 @@ def submit_job(
             say(f"follow it: ray job logs --address {address} --follow {submission}")
             return 0
         code = follow_job(client, submission, say)
-        if code in (0, BAD_INPUT) or attempt == job.retries:
+        if code in (0, BAD_INPUT, INTERRUPTED) or attempt == job.retries:
             return code
         say(
             f"{submission} failed with exit code {code}; attempt {attempt + 2} of "
@@ -126,10 +126,14 @@ def _submit(
 
 
 def follow_job(client: JobSubmissionClient, submission: str, say: Callable[[str], None]) -> int:
-    """Say a job's log until it ends; its exit code, 1 where it was stopped or lost."""
+    """Say a job's log until it ends; its exit code, 1 where it was lost, `INTERRUPTED` where
+    somebody stopped it, who does not want it back."""
     info = asyncio.run(_followed(client, submission, say))
     if info.status is JobStatus.SUCCEEDED:
         return 0
+    if info.status is JobStatus.STOPPED:
+        say(f"{submission}: stopped; the same command resumes the run")
+        return INTERRUPTED
     say(f"{submission}: {info.status.value}. {' '.join(str(info.message or '').split())[:300]}")
     code = info.driver_exit_code
     return code if code else 1

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import torch
@@ -38,36 +39,64 @@ SAVE_ATTEMPTS = 4
 times."""
 
 
+LOADING_TIME = timedelta(hours=2)
+"""A rank that has not loaded its model by then is given up: weights may come from a cold cache or a
+slow network file system on one node, and from memory on the next."""
+
+
 def gpu_index(device: torch.device) -> int:
     """Which of the GPUs that this process sees a device is: "cuda" alone is the first. Ray shows an
     actor only its own."""
     return 0 if device.index is None else device.index
 
 
-def start_process_group(
-    rank: int, world_size: int, init_url: str | None, device: torch.device, timeout_s: float
-) -> DeviceMesh:
-    """Join the process group of the learner ranks and return its mesh.
+def open_store(rank: int, world_size: int, init_url: str | None) -> dist.Store:
+    """The store at which the ranks meet, served by rank 0 from now on: its port stays its own while
+    models load, however long that takes on one node or another.
 
-    One rank needs no `init_url` and opens no port. A collective that takes longer than `timeout_s`
-    kills the group, which does not heal: the caller recreates every rank.
-
-    Raises ValueError where the rank does not fit the world or this process has a group already.
+    One rank needs no `init_url`, such as "tcp://10.0.0.1:29500", and opens no port. Raises
+    ValueError where the rank does not fit the world or this process has a group already.
     """
     if not 0 <= rank < world_size:
         raise ValueError(f"rank = {rank} is outside the world of {world_size} ranks")
     if dist.is_initialized():
         raise ValueError("this process has a process group already; close the other LearnerRank")
+    if world_size == 1:
+        return dist.HashStore()
+    place = urlsplit(init_url or "")
+    if place.scheme == "file" and place.path:
+        return dist.FileStore(place.path, world_size)
+    if place.scheme != "tcp" or place.hostname is None or place.port is None:
+        raise ValueError(
+            f"init_url is {init_url!r}; a world of {world_size} ranks needs tcp://HOST:PORT or file:///PATH"
+        )
+    return dist.TCPStore(
+        place.hostname,
+        place.port,
+        world_size,
+        is_master=rank == 0,
+        timeout=LOADING_TIME,
+        wait_for_workers=False,
+    )
+
+
+def start_process_group(
+    rank: int, world_size: int, store: dist.Store, device: torch.device, timeout_s: float
+) -> DeviceMesh:
+    """Wait until every rank has come here, join the process group and return its mesh.
+
+    A collective that takes longer than `timeout_s` kills the group, which does not heal: the caller
+    recreates every rank.
+    """
     if device.type == "cuda":
         torch.cuda.set_device(gpu_index(device))
-    store = dist.HashStore() if world_size == 1 else None
-    if store is None and not init_url:
-        raise ValueError(f"init_url is {init_url!r}; a world of {world_size} ranks needs one")
+    # Not by a collective: its time limit is that of a step, and a model may load for longer.
+    store.set(f"loaded/{rank}", "")
+    store.wait([f"loaded/{other}" for other in range(world_size)], LOADING_TIME)
     dist.init_process_group(
         # Metrics are reduced on the CPU, weights on the GPU.
         backend="cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-        init_method=None if store is not None else init_url,
-        store=store,
+        store=dist.PrefixStore("ranks", store),
         rank=rank,
         world_size=world_size,
         timeout=timedelta(seconds=timeout_s),

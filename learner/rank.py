@@ -158,11 +158,10 @@ class LearnerRank:
         self._guard = guard_active(learner, max_staleness=0)
         self._schedule_hash = schedule_hash(sigma_schedule(rollout.sampling_steps, rollout.shift))
         self._device = torch.device(device)
+        store = fsdp.open_store(rank, learner.ranks, init_url)
         # Loaded before the ranks meet: a model that cannot be loaded must not leave a group behind.
         self._policy = Policy.load(policy, self._device, with_decoder=False)
-        mesh = fsdp.start_process_group(
-            rank, learner.ranks, init_url, self._device, learner.timeout_s
-        )
+        mesh = fsdp.start_process_group(rank, learner.ranks, store, self._device, learner.timeout_s)
         self._save_group = side_group(learner.timeout_s)
         self._saving: BackgroundSave | None = None
         # Saved and restored with the weights, whose history it is.

@@ -14,10 +14,12 @@ import torch
 
 from actors.trajectory import LoraWeights, Trajectory, WeightsVersion
 from actors.worker import RolloutWorker
+from benchmarks.simulated import Durations, SimulatedRanks
 from cluster.config import RunConfig, resolve_model
 from cluster.local import LocalPool, local_workers
-from cluster.pools import Rewards, Rollouts, Workers
+from cluster.pools import Learner, LearnerLost, Rewards, Rollouts, Workers
 from cluster.startup import RunRefused, prove_run
+from learner.proof import StartupProofError
 from prompts.dataset import load_prompts
 from rewards.aesthetic_worker import AestheticWorker
 from rewards.judge_worker import JudgeWorker
@@ -212,3 +214,24 @@ def test_scorer_that_cannot_tell_known_clips_apart(
     faulty = Rewards(pools["reconstruction"], pools["judge"], pools["aesthetic"], config.rewards)
     with pytest.raises(RunRefused, match=kind):
         prove(config, replace(workers, rewards=faulty))
+
+
+class Answering(SimulatedRanks):
+    """Two ranks whose answer to a proof is an error."""
+
+    error: RuntimeError
+
+    async def call_all(self, method: str, *args: Any, **kwargs: Any) -> list[Any]:
+        raise self.error
+
+
+def test_a_failed_proof_of_many_ranks_is_no_loss_of_ranks(smallest: Build) -> None:
+    """They would be replaced three times, and prove the same."""
+    ranks = Answering(smallest("learner.ranks=2"), Durations(rollout_s=0.0, reconstruction_s=0.0))
+    learner = Learner(ranks, micro_batch=1, updates_per_batch=1)
+    ranks.error = StartupProofError("rollout and learner are not the same density")
+    with pytest.raises(StartupProofError, match="not the same density"):
+        asyncio.run(learner.prove([]))
+    ranks.error = RuntimeError("Connection closed by peer")
+    with pytest.raises(LearnerLost, match="lost touch in prove"):
+        asyncio.run(learner.prove([]))

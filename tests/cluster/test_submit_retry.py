@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from threading import Event, Thread
 from typing import cast
@@ -15,7 +16,7 @@ import requests
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient, JobType
 
 from cluster import submit
-from cluster.config import ConfigError
+from cluster.config import INTERRUPTED, ConfigError
 from cluster.job_file import JobFile
 
 LATE = "No available agent to submit job, please try again later."
@@ -97,6 +98,31 @@ def test_a_broken_connection_is_no_end_of_a_job_and_repeats_no_line(
     assert log == ["one\ntwo", "three\nfour"]
     assert sum("log interrupted" in line for line in said) == 2
     assert sum("no answer about job" in line for line in said) == 3
+
+
+def test_a_job_that_somebody_stopped_is_not_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`ray job stop` leaves no exit code; starting the job again would take the GPUs back."""
+    monkeypatch.setattr(submit, "POLL_S", 0.01)
+
+    class Stopped(Interrupted):
+        submitted = 0
+
+        def submit_job(self, **job: object) -> str:
+            self.submitted += 1
+            return "job"
+
+        def get_job_info(self, submission: str) -> JobDetails:
+            return JobDetails(
+                type=JobType.SUBMISSION, status=JobStatus.STOPPED, entrypoint="worldr1 train toy"
+            )
+
+    client = Stopped(0)
+    monkeypatch.setattr(submit, "connect", lambda address: client)
+    said: list[str] = []
+    job = replace(JOB, retries=5)
+    assert submit.submit_job(job, "there", True, said.append, 0.0) == INTERRUPTED
+    assert client.submitted == 1
+    assert "stopped; the same command resumes the run" in said[-1]
 
 
 def test_a_log_that_falls_silent_hides_no_end_of_a_job(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ Not covered: NCCL, and more than one node.
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 import torch.distributed as dist
 
 from actors.config import PolicyConfig
+from actors.policy import Policy
 from actors.trajectory import Trajectory, weights_checksum
 from learner.proof import RatioProof, StartupProofError
 from learner.rank import StepReport
@@ -190,3 +192,22 @@ def test_log_p_agrees_for_every_kernel_batch_and_number_of_ranks(
         for (kernel, dtype, micro_batch), by_step in gaps.items():
             limit = 1e-6 if dtype == "float32" else 2e-3
             assert max(by_step) <= limit, (kernel, dtype, micro_batch, by_step)
+
+
+def _late(rank: int, world_size: int, url: str | None, policy: PolicyConfig) -> int:
+    """A rank whose model takes longer to load than a collective may take."""
+    if rank:
+        load = Policy.load
+
+        def slowly(*args: Any, **kwargs: Any) -> Policy:
+            time.sleep(4)
+            return load(*args, **kwargs)
+
+        Policy.load = slowly  # type: ignore[method-assign]
+    learner = LEARNER.model_copy(update={"timeout_s": 2.0})
+    made = make_rank(policy, learner, rank=rank, world_size=world_size, init_url=url)
+    return made.describe().world_size
+
+
+def test_a_rank_may_load_for_longer_than_a_collective_may_take(policy: PolicyConfig) -> None:
+    assert run_ranks(2, _late, policy) == [2, 2]

@@ -31,7 +31,7 @@ def test_a_gpu_without_an_index_is_the_first_that_the_process_sees() -> None:
 
 @pytest.fixture
 def mesh() -> Iterator[DeviceMesh]:
-    yield fsdp.start_process_group(0, 1, None, torch.device("cpu"), 60.0)
+    yield fsdp.start_process_group(0, 1, fsdp.open_store(0, 1, None), torch.device("cpu"), 60.0)
     fsdp.stop_process_group()
 
 
