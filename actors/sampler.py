@@ -57,8 +57,9 @@ def sample_group(
     """Draw the `request.members` samples of a group.
 
     With `rollout.shared_prefix` the members share the initial noise and the ODE prefix, which is
-    computed once; otherwise each has its own. At most `rollout.max_batch` clips pass the network
-    together, which changes nothing beyond float rounding. ValueError if the window does not fit
+    computed once, as is the velocity of the window's first step; otherwise each has its own. At
+    most `rollout.max_batch` clips pass the network together, which changes nothing beyond float
+    rounding. ValueError if the window does not fit
     the schedule.
     """
     sigmas = sigma_schedule(rollout.sampling_steps, rollout.shift)
@@ -72,10 +73,19 @@ def sample_group(
         )
     pieces = []
     with stage(seconds, "branches", device):
+        # One state for all members, and so one velocity: as the learner computes it.
+        first = velocity(prefixed, sigmas[start]) if rollout.shared_prefix else None
         for members in _chunks(request.members, rollout.max_batch):
             rows = [0] * len(members) if rollout.shared_prefix else members
             states, means, log_probs = _window_steps(
-                velocity, prefixed[rows], sigmas, range(start, stop), request, members, rollout
+                velocity,
+                prefixed[rows],
+                sigmas,
+                range(start, stop),
+                request,
+                members,
+                rollout,
+                first,
             )
             final = _ode(velocity, states[:, -1], sigmas, stop, rollout.sampling_steps)
             pieces.append((states, means, log_probs, final))
@@ -143,14 +153,20 @@ def _window_steps(
     request: RolloutRequest,
     members: Sequence[int],
     rollout: RolloutConfig,
+    first: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """States [B, W + 1, ...], means [B, W, ...] and log-densities [B, W] of the window."""
+    """States [B, W + 1, ...], means [B, W, ...] and log-densities [B, W] of the window; `first`
+    [1, ...] is the velocity of its first step where all members have the same."""
     states, means, log_probs = [latents], [], []
     for step in steps:
+        if first is not None and step == steps.start:
+            predicted = first.expand_as(latents)
+        else:
+            predicted = velocity(latents, sigmas[step])
         moments = step_moments(
             rollout.kernel,
             latents,
-            velocity(latents, sigmas[step]),
+            predicted,
             sigmas[step],
             sigmas[step + 1],
             sigmas[1],

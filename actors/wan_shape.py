@@ -189,9 +189,17 @@ def learner_flops(shape: WanShape, tokens: int, text_tokens: int) -> int:
 
 
 def rollout_passes(group_size: int, steps: int, start: float, shared_prefix: bool) -> float:
-    """Forward passes, in clips, of a group whose window starts at `start`: a shared prefix is
-    computed once, everything else once for each member."""
-    return (start if shared_prefix else group_size * start) + group_size * (steps - start)
+    """Forward passes, in clips, of a group whose window starts at `start`: a shared prefix and the
+    velocity of the window's first step are computed once, everything else once for each member."""
+    if not shared_prefix:
+        return group_size * steps
+    return start + 1 + group_size * (steps - start - 1)
+
+
+def learner_passes(group_size: int, window: int, shared_prefix: bool) -> float:
+    """Window steps, in clips, that the learner computes for a trajectory: members that share their
+    prefix have the first one in common."""
+    return window - 1 + 1 / group_size if shared_prefix else window
 
 
 def decoder_flops(frames: int, height: int, width: int, tiled: bool = False) -> int:

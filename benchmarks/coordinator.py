@@ -41,7 +41,7 @@ from cluster.config import LOOPBACK, RunConfig, load
 from cluster.pools import Learner, Published, Rewards, Rollouts, Workers
 from cluster.ray_pool import RayPool, RayRanks
 from cluster.versions import Lineages
-from learner.batch import RankPlan, ScoredGroup
+from learner.batch import BatchShape, RankPlan, ScoredGroup
 from learner.rank import StepReport
 
 ROLLOUTS, RECONSTRUCTIONS, RANKS = 96, 32, 16
@@ -161,8 +161,7 @@ def hosted_workers(config: RunConfig, durations: Durations) -> tuple[Workers, li
         ),
         learner=Learner(
             RayRanks("learner", lambda: ranks * config.learner.ranks, 60.0),  # type: ignore[arg-type]
-            config.learner.micro_batch,
-            config.learner.updates_per_batch,
+            BatchShape.of(config.learner, config.rollout),
         ),
     )
     return workers, [rollouts, *rewards.values()]

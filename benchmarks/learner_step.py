@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,7 +33,7 @@ from actors.trajectory import RolloutRequest, Trajectory, WeightsVersion, weight
 from actors.worker import RolloutWorker
 from benchmarks.results import Result, machine, write
 from cluster.config import load, resolve_model
-from learner.batch import RankPlan, ScoredGroup, plan_batch
+from learner.batch import BatchShape, RankPlan, ScoredGroup, plan_batch
 from learner.config import LearnerConfig
 from learner.fsdp import checkpoint_blocks
 from learner.grpo import surrogate
@@ -127,7 +128,7 @@ def measure(name: str, repeats: int, recompute: bool) -> dict[str, Any]:
     policy = toy_policy()
     trajectories, groups = draw(policy, rollout), scored(rollout.group_size)
     rank = LearnerRank(0, policy, config, rollout, 0, None, "cpu", 1)
-    (plan,) = plan_batch(groups, 1, config.micro_batch, 1)
+    (plan,) = plan_batch(groups, 1, BatchShape.of(config, rollout))
     plain = Plain(policy, rollout, config)
     if recompute:
         checkpoint_blocks(plain.policy.transformer)
@@ -157,11 +158,12 @@ def measure(name: str, repeats: int, recompute: bool) -> dict[str, Any]:
 def settings(
     name: str, ranks: int, recompute: bool = False, replicate_frozen: bool = True
 ) -> tuple[RolloutConfig, LearnerConfig]:
-    """One group, of one micro-batch for each rank."""
+    """One group, of one micro-batch for each rank; every member is computed alone, as the plain
+    maths do it."""
     height, width, frames, group = SIZES[name]
     rollout = RolloutConfig(
         height=height, width=width, frames=frames, sampling_steps=10, window_high=4,
-        group_size=ranks * group,
+        group_size=ranks * group, shared_prefix=False,
     )  # fmt: skip
     learner = LearnerConfig(
         ranks=ranks,
@@ -170,6 +172,37 @@ def settings(
         replicate_frozen=replicate_frozen,
     )
     return rollout, learner
+
+
+def shared_first_step(repeats: int) -> dict[str, Any]:
+    """CPU seconds of a step whose group of 8 has its first window state in common, against the same
+    trajectories computed one by one."""
+    name = list(SIZES)[-1]
+    height, width, frames, _ = SIZES[name]
+    rollout = RolloutConfig(
+        height=height, width=width, frames=frames, sampling_steps=10, window_high=4, group_size=8
+    )
+    config = LearnerConfig(micro_batch=1, activation_checkpointing=False)
+    policy = toy_policy()
+    trajectories, groups = draw(policy, rollout), scored(rollout.group_size)
+    rank = LearnerRank(0, policy, config, rollout, 0, None, "cpu", 1)
+    shape = BatchShape.of(config, rollout)
+    plans = {
+        "shared": plan_batch(groups, 1, shape)[0],
+        "alone": plan_batch(groups, 1, replace(shape, shared_prefix=False))[0],
+    }
+    spent = in_turn(
+        {kind: partial(_step, rank, groups, plan, trajectories) for kind, plan in plans.items()},
+        repeats,
+    )
+    rank.close()
+    seconds = {kind: statistics.median(s.cpu for s in rows) for kind, rows in spent.items()}
+    return {
+        "run": "480 tokens, micro-batch 1, first window step shared by a group of 8",
+        "shared_cpu_s": round(seconds["shared"], 3),
+        "alone_cpu_s": round(seconds["alone"], 3),
+        "speedup": round(seconds["alone"] / seconds["shared"], 3),
+    }
 
 
 class Seconds(NamedTuple):
@@ -215,7 +248,7 @@ def gap(dtype: str) -> dict[str, Any]:
     for micro_batch in (1, 16):
         config = LearnerConfig(micro_batch=micro_batch, activation_checkpointing=False)
         rank = LearnerRank(0, policy, config, rollout, 0, None, "cpu", 1)
-        (plan,) = plan_batch(groups, 1, micro_batch, 1)
+        (plan,) = plan_batch(groups, 1, BatchShape.of(config, rollout))
         metrics = _step(rank, groups, plan, trajectories).metrics
         rank.close()
         row[f"micro_batch_{micro_batch}"] = [
@@ -278,7 +311,7 @@ def _rank(
     policy = toy_policy()
     trajectories, groups = draw(policy, rollout), scored(rollout.group_size)
     learner = LearnerRank(rank, policy, config, rollout, 0, f"file://{folder}/meet", "cpu", 1)
-    plan = plan_batch(groups, world, config.micro_batch, 1)[rank]
+    plan = plan_batch(groups, world, BatchShape.of(config, rollout))[rank]
     plain = Plain(policy, rollout, config)
     share = tuple(trajectories[i] for i in plan.samples)
     spent = in_turn(
@@ -315,6 +348,7 @@ def main() -> int:
     else:
         calls = [partial(gap, dtype) for dtype in ("float32", "bfloat16")]
         calls += [partial(measure, name, repeats[name], False) for name in SIZES]
+        calls += [partial(shared_first_step, repeats[longest])]
         if not options.quick:
             calls += [partial(measure, longest, repeats[longest], True)]
     rows: list[dict[str, Any]] = []

@@ -23,6 +23,7 @@ from actors.config import PolicyConfig, RolloutConfig
 from actors.policy import Policy
 from actors.sampler import Velocity, sample_group, sample_ode
 from actors.trajectory import RolloutRequest
+from actors.wan_shape import rollout_passes
 from benchmarks.results import Result, machine, write
 from cluster.config import load, resolve_model
 from prompts.config import CameraConfig
@@ -102,7 +103,7 @@ def shared_prefix(
     group(True)
     forwards, steps = counted, rollout.sampling_steps
     together_s, apart_s = seconds_of(lambda: group(True), lambda: group(False), repeats=repeats)
-    expected = (start + 8 * (steps - start)) / (8 * steps)
+    expected = rollout_passes(8, steps, start, shared_prefix=True) / (8 * steps)
     return {
         "run": f"group of 8, start {start} of {steps}",
         "forwards": forwards,

@@ -43,7 +43,7 @@ from cluster.rows import read_rows
 from cluster.runs import start_or_resume
 from cluster.storage import RunFolder
 from learner.account import EMPTY_ACCOUNT, extend_account
-from learner.batch import RankPlan, ScoredGroup, flat_keys
+from learner.batch import BatchShape, RankPlan, ScoredGroup, flat_keys
 from learner.proof import RatioProof
 from learner.rank import RankInfo, StepReport
 from prompts.dataset import load_prompts
@@ -304,8 +304,7 @@ def simulated_workers(
         ),
         learner=Learner(
             ranks or SimulatedRanks(config, durations),
-            config.learner.micro_batch,
-            config.learner.updates_per_batch,
+            BatchShape.of(config.learner, config.rollout),
         ),
     )
 

@@ -13,7 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from actors.wan_shape import WanShape, decoder_flops, learner_flops, read_shape, rollout_passes
+from actors.wan_shape import (
+    WanShape,
+    decoder_flops,
+    learner_flops,
+    learner_passes,
+    read_shape,
+    rollout_passes,
+)
 from cluster.config import REPOSITORY, ConfigError, RunConfig, resolve_model
 from cluster.gpus import NETWORK, GpuType
 
@@ -145,17 +152,18 @@ def _learner(config: RunConfig, shape: WanShape, gpu: GpuType, used: Utilisation
         if learner.activation_checkpointing
         else 0
     )
-    steps = rollout.window_size * _branches(config)
+    passes = learner_passes(rollout.group_size, rollout.window_size, rollout.shared_prefix)
+    steps = passes * _branches(config)
     compute = steps * (useful + again) / (gpu.bf16 * used.learner)
     # Frozen weights are gathered for the reference pass, the forward and the backward pass, or
     # are whole on every rank.
     gathered = 0 if learner.frozen_whole else 3 * shape.weight_bytes(policy.dtype)
     link = gpu.link if learner.ranks <= 8 else NETWORK
-    gather = rollout.window_size * gathered / link / learner.micro_batch
+    gather = passes * gathered / link / learner.micro_batch
     return Cost(
         max(compute, gather),
         used.source,
-        f"{steps} passes ({rollout.window_size} window steps x {_branches(config)} branches) x "
+        f"{steps:g} passes ({passes:g} window steps x {_branches(config)} branches) x "
         f"({useful / 1e12:,.1f} + {again / 1e12:,.1f} recomputed) TFLOP / "
         f"({gpu.bf16 / 1e12:g} TFLOP/s x {used.learner:.2f}) = {compute:,.1f} s; beside it "
         f"{gathered / 1e9:,.1f} GB gathered per window step, {gather:,.1f} s, overlapped",

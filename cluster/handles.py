@@ -31,6 +31,7 @@ from cluster.placement import Placement, nodes_for, place
 from cluster.pools import Learner, Rewards, Rollouts, Workers
 from cluster.probe import NodeReport, probe
 from cluster.ray_pool import RayPool, RayRanks
+from learner.batch import BatchShape
 from learner.rank import LearnerRank
 from learner.schedule import guard_active
 from rewards.aesthetic_worker import AestheticWorker
@@ -161,12 +162,8 @@ class _Spawner:
         learner = self.config.learner
         ranks = RayRanks("learner", self._ranks, straggler_s=learner.timeout_s)
         self.pools.append(ranks)
-        return Learner(
-            ranks,
-            learner.micro_batch,
-            learner.updates_per_batch,
-            self.config.supervision.learner_timeout_s,
-        )
+        shape = BatchShape.of(learner, self.config.rollout)
+        return Learner(ranks, shape, self.config.supervision.learner_timeout_s)
 
     def _pool(self, name: str, worker: type, *args: Any, calls_at_once: int = 1) -> RayPool:
         shape, threads = self.shapes[name], self.config.threads

@@ -12,6 +12,7 @@ from actors.worker import RolloutWorker
 from cluster.clocks import Meter
 from cluster.config import RunConfig, resolve_model
 from cluster.pools import Learner, Rewards, Rollouts, WorkerLost, Workers, bind
+from learner.batch import BatchShape
 from learner.rank import LearnerRank
 from learner.schedule import guard_active
 from rewards.aesthetic_worker import AestheticWorker
@@ -114,9 +115,7 @@ def local_workers(config: RunConfig) -> Iterator[Workers]:
             rollouts=rollouts,
             rewards=rewards,
             learner=Learner(
-                LocalPool("learner", rank),
-                config.learner.micro_batch,
-                config.learner.updates_per_batch,
+                LocalPool("learner", rank), BatchShape.of(config.learner, config.rollout)
             ),
         )
 

@@ -17,7 +17,7 @@ from actors.trajectory import RolloutReport, RolloutRequest, WeightsVersion
 from actors.worker import WorkerInfo
 from cluster.clocks import Meter
 from cluster.config import RunStopped
-from learner.batch import ScoredGroup, plan_batch
+from learner.batch import BatchShape, ScoredGroup, plan_batch
 from learner.proof import RatioProof, StartupProofError
 from learner.rank import RankInfo, StepReport
 from learner.schedule import Phase
@@ -393,14 +393,12 @@ class Learner:
     def __init__(
         self,
         ranks: RankPool,
-        micro_batch: int,
-        updates_per_batch: int,
+        shape: BatchShape,
         limit_s: float | None = None,
     ) -> None:
         """A call that no rank answers within `limit_s` counts as frozen ranks."""
         self.ranks = ranks
-        self.micro_batch = micro_batch
-        self.updates_per_batch = updates_per_batch
+        self.shape = shape
         self.limit_s = limit_s
 
     async def describe(self) -> list[RankInfo]:
@@ -422,7 +420,7 @@ class Learner:
 
         ObjectGone, before any rank has begun, where a trajectory is lost.
         """
-        plans = plan_batch(groups, self.ranks.size, self.micro_batch, self.updates_per_batch)
+        plans = plan_batch(groups, self.ranks.size, self.shape)
         shares = [tuple(trajectories[i] for i in plan.samples) for plan in plans]
         if self.ranks.size > 1:
             await self._each("receive", shares)

@@ -1,5 +1,8 @@
 """Scored groups in, micro-batches per rank out. Pure: tables in, tables out.
 
+Members of a group that share their ODE prefix meet the window's first step in one and the same
+state: there the network's output is the same for all of them, and is computed once.
+
 Producer of a `ScoredGroup`: the coordinator's buffer, when every member of a group has a score or
 is given up. Consumer: every learner rank (the metadata is small; the trajectories travel beside
 it as a flat tuple, sorted by (group, member), of which a rank needs only its own share).
@@ -15,6 +18,8 @@ from typing import Literal
 
 import torch
 
+from actors.config import RolloutConfig
+from learner.config import LearnerConfig
 from learner.grpo import (
     batch_advantages,
     group_advantages,
@@ -63,18 +68,48 @@ class ScoredGroup:
 
 
 @dataclass(frozen=True, slots=True)
+class BatchShape:
+    """How a batch is cut into forward passes."""
+
+    micro_batch: int
+    """States in a forward pass."""
+    updates: int
+    """Optimizer updates of a batch."""
+    window: int
+    """Window steps of a trajectory."""
+    shared_prefix: bool
+    """Whether members of a group have the state before their first window step in common."""
+
+    @classmethod
+    def of(cls, learner: LearnerConfig, rollout: RolloutConfig) -> BatchShape:
+        """That of a run."""
+        return cls(
+            learner.micro_batch,
+            learner.updates_per_batch,
+            rollout.window_size,
+            rollout.shared_prefix,
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """Trajectories that share a forward pass, at each step of their windows in turn."""
+    """Trajectories that share a forward pass, at each of some window steps in turn."""
 
     indices: tuple[int, ...]
     """Positions in the flat list of trajectories."""
     weights: tuple[float, ...]
-    """Weight of each trajectory in the loss; over an update's ranks they sum to 1; 0 is padding."""
+    """Weight of each trajectory in the loss; over an update's ranks and each window step they sum
+    to 1; 0 is padding."""
+    steps: tuple[int, ...]
+    """Window steps."""
+    sharing: tuple[int, ...]
+    """How many trajectories, one after another, have each state of the forward pass in common; 1
+    where each has its own."""
 
 
 @dataclass(frozen=True, slots=True)
 class RankPlan:
-    """One rank's part of a batch; all ranks have equally many micro-batches of equal sizes."""
+    """One rank's part of a batch; all ranks have equally many forward passes."""
 
     samples: tuple[int, ...]
     """Positions in the flat list that the rank reads, ascending: all that is shipped to it."""
@@ -151,25 +186,29 @@ def update_keys(
 
 
 def plan_batch(
-    groups: Sequence[ScoredGroup], ranks: int, micro_batch: int, updates: int
+    groups: Sequence[ScoredGroup], ranks: int, shape: BatchShape
 ) -> tuple[RankPlan, ...]:
     """Split a batch over ranks, updates and forward passes; one plan per rank.
 
     Update u takes every `updates`-th trainable trajectory from u on, so that every update sees
     every group. A rank takes a contiguous share of it. Every trajectory weighs 1 / (trajectories
     of the update), whatever the number of ranks: the sum over all ranks is the mean over members,
-    so that one rank and N ranks have the same loss and gradient. Ranks with a smaller share repeat
-    a trajectory at weight 0, because a collective needs every rank in every forward pass.
+    so that one rank and N ranks have the same loss and gradient. Ranks with a smaller share, or
+    fewer groups in it, repeat a trajectory at weight 0, because a collective needs every rank in
+    every forward pass.
 
     Groups of equal rewards are left out (no surrogate, no KL). An update without any trajectory
     has no micro-batches. Raises ValueError for unsorted groups or counts below 1.
     """
-    flat_keys(groups)
-    for name, value in {"ranks": ranks, "micro_batch": micro_batch, "updates": updates}.items():
+    keys = flat_keys(groups)
+    counts = {"ranks": ranks, "micro_batch": shape.micro_batch, "updates": shape.updates}
+    for name, value in {**counts, "window": shape.window}.items():
         if value < 1:
             raise ValueError(f"{name} = {value}; it must be at least 1")
-    kept = trainable_indices(groups)
-    by_update = [_plan_update(kept[u::updates], ranks, micro_batch) for u in range(updates)]
+    kept, group_of = trainable_indices(groups), [group for group, _ in keys]
+    by_update = [
+        _plan_update(kept[u :: shape.updates], group_of, ranks, shape) for u in range(shape.updates)
+    ]
     plans = []
     for rank in range(ranks):
         own = tuple(update[rank] for update in by_update)
@@ -178,25 +217,63 @@ def plan_batch(
     return tuple(plans)
 
 
+Row = tuple[int, float]
+"""A trajectory's position in the flat list, and its weight."""
+
+
 def _plan_update(
-    indices: tuple[int, ...], ranks: int, micro_batch: int
+    indices: tuple[int, ...], group_of: Sequence[int], ranks: int, shape: BatchShape
 ) -> list[tuple[MicroBatch, ...]]:
     """Each rank's micro-batches of one update."""
     if not indices:
         return [()] * ranks
-    share = math.ceil(len(indices) / ranks)
+    shares = _shares(indices, ranks)
+    first = [_by_group(share, group_of) if shape.shared_prefix else [] for share in shares]
+    passes = max(math.ceil(len(states) / shape.micro_batch) for states in first)
+    own_steps = tuple(range(shape.shared_prefix, shape.window))
+    plan = []
+    for share, states in zip(shares, first, strict=True):
+        micros = [_micro_batch(chunk, (0,)) for chunk in _chunks(states, shape.micro_batch)]
+        idle = _micro_batch([[(share[0][0], 0.0)]], (0,))
+        micros += [idle] * (passes - len(micros))
+        if own_steps:
+            alone = [[row] for row in share]
+            micros += [_micro_batch(c, own_steps) for c in _chunks(alone, shape.micro_batch)]
+        plan.append(tuple(micros))
+    return plan
+
+
+def _shares(indices: tuple[int, ...], ranks: int) -> list[list[Row]]:
+    """Each rank's contiguous share, padded to the same length at weight 0."""
+    length = math.ceil(len(indices) / ranks)
     base, extra = divmod(len(indices), ranks)
-    plan, start = [], 0
+    shares, start = [], 0
     for rank in range(ranks):
         own = indices[start : start + base + (rank < extra)]
         start += len(own)
         rows = [(index, 1.0 / len(indices)) for index in own]
-        rows += [(own[0] if own else indices[0], 0.0)] * (share - len(own))
-        chunks = [rows[i : i + micro_batch] for i in range(0, share, micro_batch)]
-        plan.append(
-            tuple(
-                MicroBatch(tuple(i for i, _ in chunk), tuple(w for _, w in chunk))
-                for chunk in chunks
-            )
-        )
-    return plan
+        shares.append(rows + [(own[0] if own else indices[0], 0.0)] * (length - len(own)))
+    return shares
+
+
+def _by_group(share: Sequence[Row], group_of: Sequence[int]) -> list[list[Row]]:
+    """Rows of the same group together, in the order of the share."""
+    found: dict[int, list[Row]] = {}
+    for row in share:
+        found.setdefault(group_of[row[0]], []).append(row)
+    return list(found.values())
+
+
+def _micro_batch(states: Sequence[Sequence[Row]], steps: tuple[int, ...]) -> MicroBatch:
+    """One forward pass of `states`, each with the trajectories that have it in common."""
+    rows = [row for state in states for row in state]
+    return MicroBatch(
+        indices=tuple(index for index, _ in rows),
+        weights=tuple(weight for _, weight in rows),
+        steps=steps,
+        sharing=tuple(len(state) for state in states),
+    )
+
+
+def _chunks(states: list[list[Row]], size: int) -> list[list[list[Row]]]:
+    return [states[i : i + size] for i in range(0, len(states), size)]

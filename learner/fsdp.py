@@ -235,12 +235,16 @@ def local(tensor: Tensor) -> Tensor:
 
 
 def all_gather_rows(rows: Tensor, world_size: int) -> Tensor:
-    """[n, k] on the CPU from every rank, equal n, concatenated in rank order: [world x n, k]."""
+    """[n, k] on the CPU from every rank, whose n may differ, concatenated in rank order."""
     if world_size == 1:
         return rows
-    parts = [torch.empty_like(rows) for _ in range(world_size)]
-    dist.all_gather(parts, rows.contiguous())
-    return torch.cat(parts)
+    counts = [torch.zeros(1, dtype=torch.int64) for _ in range(world_size)]
+    dist.all_gather(counts, torch.tensor([len(rows)]))
+    longest = max(int(count) for count in counts)
+    padded = nn.functional.pad(rows, (0, 0, 0, longest - len(rows))).contiguous()
+    parts = [torch.empty_like(padded) for _ in range(world_size)]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[: int(count)] for part, count in zip(parts, counts, strict=True)])
 
 
 def save_sharded(

@@ -13,7 +13,7 @@ import socket
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -22,14 +22,7 @@ from torch import Tensor, nn
 from actors.config import PolicyConfig, RolloutConfig
 from actors.lora import lora_parameters
 from actors.policy import Policy
-from actors.sde import (
-    StepMoments,
-    gaussian_kl,
-    log_prob,
-    schedule_hash,
-    sigma_schedule,
-    step_moments,
-)
+from actors.sde import gaussian_kl, log_prob, schedule_hash, sigma_schedule
 from actors.trajectory import (
     LoraWeights,
     Trajectory,
@@ -62,6 +55,7 @@ from learner.proof import (
     proof_elements,
     residual_gap,
 )
+from learner.replay import moments, stored_step
 from learner.saving import BackgroundSave, side_group
 from learner.schedule import guard_active
 
@@ -108,24 +102,6 @@ class StepReport:
     """Of every scored member, in the order of (group, member); empty where none was computed."""
     account: str = ""
     """`learner.account.extend_account` over all steps so far."""
-
-
-class _Stored(NamedTuple):
-    """One stored step of B trajectories, and the texts it was drawn with."""
-
-    latents: Tensor
-    """State before the step, float32 [B, C, F', h, w]."""
-    sample: Tensor
-    """State after it, the same shape."""
-    sigma: Tensor
-    """[B], as the next two."""
-    sigma_next: Tensor
-    proxy: Tensor
-    """The schedule's second sigma."""
-    noise_level: float
-    cond: Tensor
-    """Embeddings [B, L, D]."""
-    uncond: Tensor | None
 
 
 class LearnerRank:
@@ -213,8 +189,8 @@ class LearnerRank:
         log_ratios, gaps = [], []
         for trajectory in trajectories:
             for w in range(len(trajectory.means)):
-                stored = self._stored([trajectory], w)
-                mean, std = self._moments(stored)
+                stored = stored_step(self._policy, [trajectory], w, (1,))
+                mean, std = moments(self._policy, self._rollout.kernel, stored)
                 new = log_prob(stored.sample, mean, std)
                 log_ratios.append(abs(float(new) - float(trajectory.log_probs[w])))
                 old_mean = trajectory.means[w][None].to(self._device)
@@ -390,7 +366,7 @@ class LearnerRank:
     ) -> Tensor:
         """Accumulate one update's gradient; per-sample rows [n, 8] of all ranks, float64."""
         window = self._rollout.window_size
-        passes = [(micro, w) for micro in update for w in range(window)]
+        passes = [(micro, w) for micro in update for w in micro.steps]
         rows = []
         for number, (micro, w) in enumerate(passes):
             batch = [shipped[i] for i in micro.indices]
@@ -398,7 +374,7 @@ class LearnerRank:
             weight = torch.tensor(micro.weights, device=self._device) / window
             last = number == len(passes) - 1
             with fsdp.training_pass(self._units, last, self._config.frozen_whole):
-                output = self._surrogate(batch, w, advantage)
+                output = self._surrogate(batch, w, micro.sharing, advantage)
                 (output.loss * weight).sum().backward()
             columns = (
                 weight, advantage, output.ratio, output.log_ratio, output.muted, output.kl,
@@ -407,17 +383,19 @@ class LearnerRank:
             rows.append(torch.stack([c.double() for c in columns], dim=1).cpu())
         return fsdp.all_gather_rows(torch.cat(rows), self._world_size)
 
-    def _surrogate(self, batch: Sequence[Trajectory], w: int, advantage: Tensor) -> SurrogateOutput:
+    def _surrogate(
+        self, batch: Sequence[Trajectory], w: int, sharing: Sequence[int], advantage: Tensor
+    ) -> SurrogateOutput:
         """Loss of window step w of some trajectories, per sample."""
-        stored = self._stored(batch, w)
-        beta = self._config.beta_kl
+        stored = stored_step(self._policy, batch, w, sharing)
+        kernel, beta = self._rollout.kernel, self._config.beta_kl
         reference: Tensor | None = None
         if beta > 0:
             # Before the pass that is differentiated, whose graph must see the adapter's flags as
             # they are in the backward pass.
             with torch.no_grad(), self._policy.adapter_disabled():
-                reference = self._moments(stored).mean
-        mean, std = self._moments(stored)
+                reference = moments(self._policy, kernel, stored).mean
+        mean, std = moments(self._policy, kernel, stored)
         old_log_prob = torch.stack([t.log_probs[w] for t in batch]).to(self._device)
         shift = None
         if self._guard:
@@ -433,34 +411,7 @@ class LearnerRank:
             guard=self._guard,
             mean_shift=shift,
             std=std.flatten(),
-            dt=(stored.sigma_next - stored.sigma).to(self._device),
-        )
-
-    def _stored(self, batch: Sequence[Trajectory], w: int) -> _Stored:
-        """Window step w of some trajectories, as the rollout stored it."""
-        places = [t.meta.window_start + w for t in batch]
-        return _Stored(
-            latents=torch.stack([t.states[w] for t in batch]).to(self._device),
-            sample=torch.stack([t.states[w + 1] for t in batch]).to(self._device),
-            sigma=torch.stack([t.sigmas[i] for t, i in zip(batch, places, strict=True)]),
-            sigma_next=torch.stack([t.sigmas[i + 1] for t, i in zip(batch, places, strict=True)]),
-            proxy=torch.stack([t.sigmas[1] for t in batch]),
-            noise_level=batch[0].meta.noise_level,
-            cond=self._policy.encode([t.meta.prompt_text for t in batch]),
-            uncond=self._policy.encode_negative(),
-        )
-
-    def _moments(self, stored: _Stored) -> StepMoments:
-        """The policy's density of a stored step: same states, same kernel as in the rollout."""
-        velocity = self._policy.velocity(stored.latents, stored.sigma, stored.cond, stored.uncond)
-        return step_moments(
-            self._rollout.kernel,
-            stored.latents,
-            velocity,
-            stored.sigma,
-            stored.sigma_next,
-            stored.proxy,
-            stored.noise_level,
+            dt=stored.each(stored.sigma_next - stored.sigma).to(self._device),
         )
 
     def _apply(self, rows: Tensor) -> tuple[float, float, str]:

@@ -31,14 +31,15 @@ PLANNED = [("small", 48, H200), ("large", 96, H200), ("small-8gpu", 8, H100)]
 
 
 def test_a_rollout_by_hand() -> None:
-    """Windows start at 1 to 5 of 16 steps, 3 on average: 3 + 8 x 13 = 107 passes of a clip with two
-    branches of 282.9 TFLOP; 275.4 TFLOP to decode each of 8 clips in TF32; 1.4 s of noise."""
+    """Windows start at 1 to 5 of 16 steps, 3 on average: 3 passes of the prefix, one of the
+    window's first step and 8 x 12 make 100 of a clip with two branches of 282.9 TFLOP; 275.4 TFLOP
+    to decode each of 8 clips in TF32; 1.4 s of noise."""
     cost = unit_costs(load("small"), H200)["rollout"]
-    passes = 107 * 2 * 282.9e12 / (989e12 * 0.4)
+    passes = 100 * 2 * 282.9e12 / (989e12 * 0.4)
     decode = 8 * 275.4e12 / (494.5e12 * 0.4)
     assert cost.seconds == pytest.approx(passes + decode + 1.4, rel=2e-3)
     assert cost.source == "arithmetic"
-    assert "107 clip passes" in cost.formula
+    assert "100 clip passes" in cost.formula
     own = load("small", ["rollout.shared_prefix=false"])
     assert unit_costs(own, H200)["rollout"].seconds == pytest.approx(
         8 * 16 * 2 * 282.9e12 / (989e12 * 0.4) + decode + 8 * 1.4, rel=2e-3
@@ -46,15 +47,20 @@ def test_a_rollout_by_hand() -> None:
 
 
 def test_a_learner_clip_by_hand() -> None:
-    """Two window steps of two branches: reference and policy forward, backward (linear layers once,
-    attention twice), and the recomputed forward: 4 L + 5 A with L + A = 282.9 TFLOP, 71 % A."""
+    """One window step of its own and an eighth of the first, which the group shares, of two
+    branches: reference and policy forward, backward (linear layers once, attention twice), and the
+    recomputed forward: 4 L + 5 A with L + A = 282.9 TFLOP, 71 % A."""
     cost = unit_costs(load("small"), H200)["learner"]
     linear, attention = 82.2e12, 200.7e12
-    expected = 4 * (4 * linear + 5 * attention) / (989e12 * 0.4)
+    expected = 2.25 * (4 * linear + 5 * attention) / (989e12 * 0.4)
     assert cost.seconds == pytest.approx(expected, rel=1e-2)
     kept = load("small", ["learner.activation_checkpointing=false"])
     assert unit_costs(kept, H200)["learner"].seconds == pytest.approx(
-        4 * (3 * linear + 4 * attention) / (989e12 * 0.4), rel=1e-2
+        2.25 * (3 * linear + 4 * attention) / (989e12 * 0.4), rel=1e-2
+    )
+    alone = load("small", ["rollout.shared_prefix=false"])
+    assert unit_costs(alone, H200)["learner"].seconds == pytest.approx(
+        4 * (4 * linear + 5 * attention) / (989e12 * 0.4), rel=1e-2
     )
 
 

@@ -19,6 +19,7 @@ from cluster.config import RunConfig, resolve_model
 from cluster.local import LocalPool, local_workers
 from cluster.pools import Learner, LearnerLost, Rewards, Rollouts, Workers
 from cluster.startup import RunRefused, prove_run
+from learner.batch import BatchShape
 from learner.proof import StartupProofError
 from prompts.dataset import load_prompts
 from rewards.aesthetic_worker import AestheticWorker
@@ -228,7 +229,7 @@ class Answering(SimulatedRanks):
 def test_a_failed_proof_of_many_ranks_is_no_loss_of_ranks(smallest: Build) -> None:
     """They would be replaced three times, and prove the same."""
     ranks = Answering(smallest("learner.ranks=2"), Durations(rollout_s=0.0, reconstruction_s=0.0))
-    learner = Learner(ranks, micro_batch=1, updates_per_batch=1)
+    learner = Learner(ranks, BatchShape.of(ranks.config.learner, ranks.config.rollout))
     ranks.error = StartupProofError("rollout and learner are not the same density")
     with pytest.raises(StartupProofError, match="not the same density"):
         asyncio.run(learner.prove([]))

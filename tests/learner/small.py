@@ -13,7 +13,7 @@ import torch.multiprocessing
 from actors.config import LoraConfig, PolicyConfig, RolloutConfig
 from actors.trajectory import RolloutRequest, Trajectory, WeightsVersion
 from actors.worker import RolloutWorker
-from learner.batch import ScoredGroup, plan_batch
+from learner.batch import BatchShape, ScoredGroup, plan_batch
 from learner.config import LearnerConfig
 from learner.rank import LearnerRank, StepReport
 from learner.schedule import window_start
@@ -97,10 +97,11 @@ def train_step(
     config: LearnerConfig = LEARNER,
     rank: int = 0,
     world_size: int = 1,
+    rollout: RolloutConfig = ROLLOUT,
 ) -> StepReport:
     """One step of one rank, with the share of the trajectories that its plan names."""
     groups, trajectories = scored
-    plans = plan_batch(groups, world_size, config.micro_batch, config.updates_per_batch)
+    plans = plan_batch(groups, world_size, BatchShape.of(config, rollout))
     plan = plans[rank]
     return learner.step(0, groups, plan, *(trajectories[i] for i in plan.samples))
 

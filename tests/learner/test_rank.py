@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from actors.policy import Policy
 from actors.sde import gaussian_kl, log_prob, step_moments
 from actors.trajectory import Trajectory
 from cluster.checkpoint import CheckpointStore, RunState
-from learner.batch import ScoredGroup, advantages, plan_batch
+from learner.batch import BatchShape, ScoredGroup, advantages, plan_batch
 from learner.config import LearnerConfig
 from learner.rank import LearnerRank
 from learner.storage_errors import StoreRefused
@@ -92,6 +93,51 @@ def test_loss_and_gradient_equal_plain_autograd(
     assert report.metrics["kl"] > 1e-6
     assert report.loss == pytest.approx(float(loss.detach()), abs=1e-6)
     assert report.grad_norm == pytest.approx(norm, rel=1e-5)
+
+
+def test_a_shared_first_step_is_computed_once_for_a_group(
+    new_rank: NewRank, trajectories: Trajectories, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two groups of three, three states a pass, at weights that have moved: the same loss and
+    gradient as one by one, from 2 + 6 states of the policy and of its reference instead of 12."""
+    groups, drawn = score(trajectories)
+    config = _changed(max_grad_norm=1e6, clip_range=0.5)
+    shared = BatchShape.of(config, ROLLOUT)
+    assert shared.shared_prefix
+    reports, passed = [], []
+    network = Policy.velocity
+
+    def counting(policy: Policy, latents: torch.Tensor, *args: Any) -> torch.Tensor:
+        passed.append(len(latents))
+        return network(policy, latents, *args)
+
+    for shape in (shared, replace(shared, shared_prefix=False)):
+        rank = new_rank(learner=config)
+        train_step(rank, (groups, drawn), config)
+        passed.clear()
+        monkeypatch.setattr(Policy, "velocity", counting)
+        (plan,) = plan_batch(groups, 1, shape)
+        reports.append(rank.step(1, groups, plan, *drawn))
+        monkeypatch.setattr(Policy, "velocity", network)
+        assert sum(passed) == 2 * (2 + 6 if shape.shared_prefix else 12)
+        rank.close()
+    once, alone = reports
+    assert abs(once.loss) > 1e-4
+    assert once.loss == pytest.approx(alone.loss, abs=1e-6)
+    assert once.grad_norm == pytest.approx(alone.grad_norm, rel=1e-5)
+    for name, value in alone.metrics.items():
+        assert once.metrics[name] == pytest.approx(value, rel=1e-3, abs=1e-6), name
+
+
+def test_members_that_began_in_different_states_share_none(
+    new_rank: NewRank, trajectories: Trajectories
+) -> None:
+    rank = new_rank()
+    groups, drawn = score(trajectories)
+    (plan,) = plan_batch(groups, 1, BatchShape.of(LEARNER, ROLLOUT))
+    moved = replace(drawn[1], states=drawn[1].states + 1e-3)
+    with pytest.raises(ValueError, match="members 0 and 1 of group 0 begin window step 0"):
+        rank.step(0, groups, plan, drawn[0], moved, *drawn[2:])
 
 
 def test_first_step_on_policy(new_rank: NewRank, trajectories: Trajectories) -> None:
@@ -213,7 +259,7 @@ def test_two_updates_use_every_sample_once(new_rank: NewRank, trajectories: Traj
 def test_misplaced_trajectories_are_refused(new_rank: NewRank, trajectories: Trajectories) -> None:
     rank = new_rank()
     groups, drawn = score(trajectories)
-    (plan,) = plan_batch(groups, 1, 2, 1)
+    (plan,) = plan_batch(groups, 1, BatchShape.of(LEARNER, ROLLOUT))
     with pytest.raises(ValueError, match="got 5 trajectories; its plan names 6"):
         rank.step(0, groups, plan, *drawn[1:])
     with pytest.raises(ValueError, match="must be sorted by"):
