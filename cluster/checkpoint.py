@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from cluster.config import flatten_tree
 from cluster.ledger import LedgerHead
 from cluster.patience import again
+from cluster.storage import make_folder
 from cluster.versions import Lineages
 from learner.account import EMPTY_ACCOUNT
 
@@ -261,7 +262,7 @@ class CheckpointStore:
         return f"{self._path}/step_{step:06d}"
 
     def _makedirs(self, step: int) -> None:
-        self._fs.makedirs(f"{self._directory(step)}/{LEARNER}", exist_ok=True)
+        make_folder(self._fs, f"{self._directory(step)}/{LEARNER}")
 
     def _files(self, step: int) -> dict[str, int]:
         """Size of every file of a step by its path inside the directory."""

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from actors.wan_shape import TEXT_ENCODER_PARAMETERS, VAE_PARAMETERS, read_shape
-from cluster.config import LOOPBACK, RunConfig, RunStopped, resolve_model
+from cluster.config import LOOPBACK, ConfigError, RunConfig, RunStopped, resolve_model
 from cluster.gpus import GPU_TYPES, GpuType
 from cluster.layout import Node, PlacementError, assign, describe, layout
 from cluster.probe import NodeReport, ProbeRequest
@@ -68,11 +68,11 @@ class Unfit(RunStopped):
     )
 
 
-def probe_request(config: RunConfig, meeting_point: str = "") -> ProbeRequest:
+def probe_request(config: RunConfig, meeting_point: str = "", sign: str = "") -> ProbeRequest:
     """What `worldr1 doctor` looks for on a node."""
     environments = environments_of(located(config.rewards))
     model = resolve_model(config.policy.model)
-    return ProbeRequest(model, absolute_url(config.run), environments, meeting_point)
+    return ProbeRequest(model, absolute_url(config.run), environments, meeting_point, sign)
 
 
 def diagnose(
@@ -86,6 +86,7 @@ def diagnose(
         _layout(config, facts),
         *_gpus(config, reports, facts),
         _environments(config, reports),
+        _compilers(config, reports),
         _model(config, reports),
         _disk(config, reports),
         _store(config, reports),
@@ -199,20 +200,25 @@ def _gpus(
 
 
 def _memory(config: RunConfig, reports: Sequence[NodeReport]) -> Finding:
-    """Whether a worker of each pool fits the smallest GPU that there is."""
+    """Whether a worker of each pool fits the smallest GPU that there is, as far as the model's size
+    is known."""
     from cluster.costs import model_shape
     from cluster.plan import pool_fits
 
     sizes = [(memory, name) for r in reports for name, memory in r.gpus]
     if not sizes:
         return Finding("memory", True, "no GPU to compare with")
+    try:
+        shape = model_shape(config)
+    except ConfigError as error:
+        return Finding("memory", True, f"not compared: {error}")
     memory, name = min(sizes)
     known = gpu_type_of(name)
     gpu = GpuType(name, name, memory, known.bf16 if known else 1.0)
     problems = [
         f"a {fit.pool} worker needs {fit.needed / GB:.1f} GB, a {name} gives it "
         f"{fit.available / GB:.1f} GB"
-        for fit in pool_fits(config, gpu, model_shape(config))
+        for fit in pool_fits(config, gpu, shape)
         if not fit.fits
     ]
     return _finding(
@@ -228,6 +234,25 @@ def _environments(config: RunConfig, reports: Sequence[NodeReport]) -> Finding:
     ]
     return _finding(
         "environments", problems, "every reward pool's Python is there", "`worldr1 envs build NAME`"
+    )
+
+
+def _compilers(config: RunConfig, reports: Sequence[NodeReport]) -> Finding:
+    """gsplat compiles its kernels for the GPU at hand when a reward worker first renders."""
+    reconstruction = config.rewards.reconstruction
+    if reconstruction.renderer == "torch" or not reconstruction.gpus:
+        return Finding("compilers", True, "nothing is compiled")
+    problems = [
+        f"node {r.node} has no {' and no '.join(r.compilers_missing)}"
+        for r in reports
+        if r.gpus and r.compilers_missing
+    ]
+    return _finding(
+        "compilers",
+        problems,
+        "nvcc and g++ on every node with GPUs",
+        "install the CUDA 13 toolkit and g++ (the image has them), set CUDA_HOME; or "
+        "rewards.reconstruction.renderer=torch, which is slower",
     )
 
 
@@ -272,11 +297,6 @@ def _disk(config: RunConfig, reports: Sequence[NodeReport]) -> Finding:
 
 
 def _store(config: RunConfig, reports: Sequence[NodeReport]) -> Finding:
-    if len(reports) > 1 and "://" not in config.run:
-        # Whether a path is shared by all nodes shows only where each sees what another wrote.
-        shared = f"run = {config.run!r} is a path: it must be a folder that all nodes share"
-    else:
-        shared = ""
     problems = [f"node {r.node}: {r.store_problem}" for r in reports if r.store_problem]
     problems += [
         f"node {r.node}: a round trip of a few bytes took {r.store_s:.1f} s"
@@ -288,9 +308,9 @@ def _store(config: RunConfig, reports: Sequence[NodeReport]) -> Finding:
     return _finding(
         "store",
         problems,
-        f"{fine}; {shared}" if shared else fine,
-        "check the URL, the credentials in the environment of every node, and their permissions "
-        "(put, get, list, delete)",
+        f"{fine}" + (", the same folder on every node" if len(reports) > 1 else ""),
+        "check the URL (a path must be one folder on all nodes), the credentials in the "
+        "environment of every node, and their permissions (put, get, list, delete)",
     )
 
 

@@ -32,6 +32,7 @@ from actors.trajectory import (
 from cluster.buffer import MemberReward, ReadyGroup
 from cluster.collect import GroupRecord
 from cluster.pools import GroupRollout, Published, Ref, SampleScores
+from cluster.storage import make_folder
 from learner.batch import ScoredGroup
 from learner.schedule import Phase
 from rewards.score import Score, ScoreFailure
@@ -100,7 +101,7 @@ def write_group(
 ) -> None:
     """Write a group below a directory URL."""
     fs, path = url_to_fs(url)
-    fs.makedirs(path, exist_ok=True)
+    make_folder(fs, path)
     kept = _Kept(
         request=record.request,
         phase=record.phase,

@@ -7,7 +7,9 @@ import logging
 import os
 import platform
 import socket
+import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -20,6 +22,7 @@ from cluster.config import (
     LOG_ROTATION,
     LOOPBACK,
     REPOSITORY,
+    ConfigError,
     RunConfig,
     RunStopped,
     resolve_model,
@@ -31,6 +34,7 @@ from cluster.placement import Placement, nodes_for, place
 from cluster.pools import Learner, Rewards, Rollouts, Workers
 from cluster.probe import NodeReport, probe
 from cluster.ray_pool import RayPool, RayRanks
+from cluster.storage import RunFolder, absolute_url
 from learner.batch import BatchShape
 from learner.rank import LearnerRank
 from learner.schedule import guard_active
@@ -58,8 +62,15 @@ def connect() -> None:
     """
     for name, value in LOG_ROTATION.items():
         os.environ.setdefault(name, value)
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(log_to_driver=True, logging_level=logging.WARNING)
+    if address := os.environ.get("RAY_ADDRESS"):
+        try:
+            ray.init(log_to_driver=True, logging_level=logging.WARNING)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ConfigError(
+                f"RAY_ADDRESS = {address!r} cannot be joined from this machine: {reason}; a driver "
+                "runs on a node of the cluster, or in a job that `worldr1 submit` starts there"
+            ) from None
     else:
         ray.init(
             include_dashboard=False,
@@ -224,6 +235,9 @@ def runtime_environment(threads: int, environment: str = "") -> dict[str, Any]:
     """Ray's `runtime_env` of a worker with pinned threads, in a Python environment of its own if
     one is named; there this repository is found by path."""
     found: dict[str, Any] = {"env_vars": thread_environment(threads)}
+    # On the node's own disk: nodes with one home would remove each other's half-compiled kernels.
+    local = f"{tempfile.gettempdir()}/worldr1-torch-extensions"
+    found["env_vars"]["TORCH_EXTENSIONS_DIR"] = os.environ.get("TORCH_EXTENSIONS_DIR", local)
     if environment:
         found["env_vars"]["PYTHONPATH"] = str(REPOSITORY)
         found["py_executable"] = python_of(environment)
@@ -255,8 +269,13 @@ def check_cluster(config: RunConfig) -> list[Finding]:
     listener: Any = ray.remote(_Listener).options(num_cpus=0, **_on(nodes[0])).remote()
     look: Any = ray.remote(probe)
     clock: Any = ray.remote(_clock)
+    folder, sign = RunFolder(absolute_url(config.run)), f".doctor-{uuid.uuid4().hex[:8]}"
     try:
-        request = probe_request(config, ray.get(listener.address.remote()))
+        # What cannot be written here is reported by the nodes, which try it too.
+        with contextlib.suppress(Exception):
+            folder.write_bytes(sign, b"coordinator")
+        seen = sign if _exists(folder, sign) else ""
+        request = probe_request(config, ray.get(listener.address.remote()), seen)
         asked = [look.options(num_cpus=0, **_on(node)).remote(request) for node in nodes]
         reports: list[NodeReport] = []
         clocks: list[tuple[float, float]] = []
@@ -269,6 +288,8 @@ def check_cluster(config: RunConfig) -> list[Finding]:
             reports.append(replace(report, node=names[node["NodeID"]], time=there))
     finally:
         ray.kill(listener)
+        with contextlib.suppress(Exception):
+            folder.remove(sign)
     free = tuple(replace(node, name=names[node.name]) for node in nodes_for(config, layout(config)))
     facts = ClusterFacts(
         free,
@@ -278,6 +299,12 @@ def check_cluster(config: RunConfig) -> list[Finding]:
         tuple(clocks),
     )
     return diagnose(config, reports, facts)
+
+
+def _exists(folder: RunFolder, name: str) -> bool:
+    with contextlib.suppress(Exception):  # every store has its own exception types
+        return folder.exists(name)
+    return False
 
 
 class _Listener:

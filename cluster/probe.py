@@ -37,6 +37,9 @@ class ProbeRequest:
     """Folder of the Python environment by reward family."""
     meeting_point: str = ""
     """host:port that the node must be able to reach; empty: none."""
+    sign: str = ""
+    """File in the run's folder that the coordinator wrote, and that the node must see; empty:
+    none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +71,8 @@ class NodeReport:
     """Seconds of a write, read and removal in the run's folder."""
     environment_problems: Mapping[str, str] = field(default_factory=dict)
     port_problem: str = ""
+    compilers_missing: tuple[str, ...] = ()
+    """Of what gsplat compiles its kernels with at its first use."""
     auth_mode: str = ""
     """RAY_AUTH_MODE of its processes."""
 
@@ -75,7 +80,7 @@ class NodeReport:
 def probe(request: ProbeRequest) -> NodeReport:
     """Look at the node that this runs on."""
     gpus, driver, driver_problem = probe_gpus()
-    store_problem, store_s = probe_store(request.run) if request.run else ("", 0.0)
+    store_problem, store_s = probe_store(request.run, request.sign) if request.run else ("", 0.0)
     return NodeReport(
         node=socket.gethostname(),
         python=platform.python_version(),
@@ -92,6 +97,7 @@ def probe(request: ProbeRequest) -> NodeReport:
         store_s=store_s,
         environment_problems=probe_environments(request.environments),
         port_problem=probe_port(request.meeting_point) if request.meeting_point else "",
+        compilers_missing=missing_compilers(),
         auth_mode=os.environ.get("RAY_AUTH_MODE", ""),
         time=time.time(),
     )
@@ -106,7 +112,8 @@ def _version(package: str) -> str:
 
 def _cache() -> Path:
     """Where downloaded weights go."""
-    return Path(os.environ.get("HF_HOME", Path.home() / ".cache/huggingface"))
+    home = Path(os.environ.get("HF_HOME", Path.home() / ".cache/huggingface"))
+    return Path(os.environ.get("HF_HUB_CACHE", home / "hub"))
 
 
 def _above(folder: Path) -> Path:
@@ -117,7 +124,7 @@ def _above(folder: Path) -> Path:
 
 
 def _cached(model: str) -> bool:
-    folder = _cache() / "hub" / f"models--{model.replace('/', '--')}"
+    folder = _cache() / f"models--{model.replace('/', '--')}"
     return any(folder.glob("snapshots/*")) and not any(folder.glob("blobs/*.incomplete"))
 
 
@@ -151,14 +158,17 @@ def probe_model(model: str) -> str:
     if os.path.isabs(model) or model.startswith("."):
         there = (Path(model) / "transformer" / "config.json").is_file()
         return "" if there else f"{model} is no model directory here"
-    cache = _cache() / "hub"
+    cache = _cache()
     if _cached(model):
         return ""
     if os.environ.get("HF_HUB_OFFLINE") == "1":
         return f"{model} is not in the cache {cache}, and HF_HUB_OFFLINE = 1 forbids to fetch it"
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
     try:
-        with urllib.request.urlopen(f"{endpoint}/api/models/{model}", timeout=TIMEOUT_S):
+        asked = urllib.request.Request(f"{endpoint}/api/models/{model}")
+        if token := os.environ.get("HF_TOKEN"):
+            asked.add_header("Authorization", f"Bearer {token}")
+        with urllib.request.urlopen(asked, timeout=TIMEOUT_S):
             return ""
     except urllib.error.HTTPError as error:
         return f"{endpoint} answers {error.code} for {model}"
@@ -167,8 +177,9 @@ def probe_model(model: str) -> str:
         return f"{model} is not in the cache {cache}, and {endpoint} is not reached: {reason}"
 
 
-def probe_store(run: str) -> tuple[str, float]:
-    """Write, read and remove a probe in the run's folder: what went wrong, and the seconds."""
+def probe_store(run: str, sign: str = "") -> tuple[str, float]:
+    """Look for the coordinator's `sign` in the run's folder; write, read and remove a probe there:
+    what went wrong, and the seconds."""
     from cluster.config import ConfigError
     from cluster.storage import RunFolder
 
@@ -176,6 +187,8 @@ def probe_store(run: str) -> tuple[str, float]:
     name = f".doctor-{socket.gethostname()}-{os.getpid()}"
     try:
         folder = RunFolder(run)
+        if sign and not folder.exists(sign):
+            return f"{run} is another folder here: what the coordinator wrote is not in it", 0.0
         folder.write_bytes(name, b"probe")
         if folder.read_bytes(name) != b"probe":
             return f"{run} gives back other bytes than were written", 0.0
@@ -196,6 +209,13 @@ def probe_environments(wanted: Mapping[Family, str]) -> dict[str, str]:
         for family, folder in wanted.items()
         if (problem := first_problem({family: folder}))
     }
+
+
+def missing_compilers() -> tuple[str, ...]:
+    """Programs of the CUDA toolkit and around it that are not found here."""
+    cuda = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / "bin" / "nvcc"
+    found = {"nvcc": shutil.which("nvcc") or cuda.is_file(), "g++": shutil.which("g++")}
+    return tuple(name for name, there in found.items() if not there)
 
 
 def probe_port(meeting_point: str) -> str:

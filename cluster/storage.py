@@ -9,14 +9,27 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 import fsspec
+from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from cluster.config import ConfigError, RunConfig, from_tree
+
+OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"}
+"""Protocols of stores without folders."""
 
 
 def absolute_url(url: str) -> str:
     """A run's URL that means the same in every process: local paths are made absolute."""
     return url if "://" in url else os.path.abspath(url)
+
+
+def make_folder(fs: AbstractFileSystem, path: str) -> None:
+    """Make a folder where there are any. In an object store a file's name is all it needs: asked
+    for a folder, s3fs looks for the bucket, which takes rights beyond a prefix, and makes it where
+    it is mistyped."""
+    protocols = (fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol
+    if not OBJECT_STORES.intersection(protocols):
+        fs.makedirs(path, exist_ok=True)
 
 
 class RunFolder:
@@ -71,7 +84,7 @@ class RunFolder:
     def write_bytes(self, name: str, data: bytes) -> None:
         """Replace a whole file; on a local disk by rename, so that no reader sees half of it."""
         path = self.path(name)
-        self.fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+        make_folder(self.fs, path.rpartition("/")[0])
         if self.is_local:
             partial = f"{path}.{uuid.uuid4().hex[:8]}.partial"
             self.fs.pipe_file(partial, data)
@@ -82,7 +95,7 @@ class RunFolder:
     def send(self, file: Path, name: str) -> None:
         """Replace a whole file by a copy of a local one, without reading it into memory."""
         path = self.path(name)
-        self.fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+        make_folder(self.fs, path.rpartition("/")[0])
         self.fs.put_file(str(file), path)
 
     def write_text(self, name: str, text: str) -> None:

@@ -6,7 +6,11 @@ lie on a GPU, the torch rasteriser elsewhere.
 
 from __future__ import annotations
 
+import fcntl
+import functools
+import tempfile
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -69,7 +73,8 @@ class Gaussians:
 def renderer_of(renderer: Renderer, device: torch.device | str) -> Literal["torch", "gsplat"]:
     """The rasteriser that serves a device: `auto` is gsplat on CUDA and torch elsewhere.
 
-    Raises RendererMissing where gsplat is needed and not installed, or asked for without CUDA.
+    Raises RendererMissing where gsplat is needed and not installed or has no kernels, or is asked
+    for without CUDA.
     """
     cuda = torch.device(device).type == "cuda"
     if renderer == "torch" or (renderer == "auto" and not cuda):
@@ -77,13 +82,32 @@ def renderer_of(renderer: Renderer, device: torch.device | str) -> Literal["torc
     if not cuda:
         raise RendererMissing(f"renderer = 'gsplat' rasterises on CUDA only, not on {device!s}")
     try:
-        import gsplat  # noqa: F401
+        kernels = _gsplat_kernels()
     except ImportError as error:
         raise RendererMissing(
             f"gsplat cannot be imported ({error}); make its environment with `worldr1 envs build "
             "reconstruction`, or set rewards.reconstruction.renderer = 'torch'"
         ) from None
+    if kernels is None:
+        raise RendererMissing(
+            "gsplat has no kernels: it compiles them at its first use and found no nvcc; install "
+            "the CUDA toolkit, or set rewards.reconstruction.renderer = 'torch'"
+        )
     return "gsplat"
+
+
+@functools.cache
+def _gsplat_kernels() -> object | None:
+    """gsplat's kernels, compiled where they are not yet; None where they cannot be.
+
+    One process of a node at a time: gsplat removes what another has begun to compile.
+    """
+    with (Path(tempfile.gettempdir()) / "worldr1-gsplat.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        from gsplat.cuda._backend import _C
+
+        kernels: object | None = _C
+        return kernels
 
 
 def render(

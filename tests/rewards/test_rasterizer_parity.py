@@ -11,6 +11,7 @@ import pytest
 import torch
 from gsplat.cuda._torch_impl import _fully_fused_projection, _spherical_harmonics
 
+from rewards import gaussians
 from rewards.gaussians import Gaussians, RendererMissing, render, renderer_of
 from rewards.harmonics import basis, seen_colors
 from rewards.rasterizer import (
@@ -157,12 +158,16 @@ def test_gradients_agree_with_finite_differences_in_all_inputs() -> None:
     assert torch.autograd.gradcheck(image, inputs, eps=1e-6, atol=1e-5, rtol=1e-4)
 
 
-def test_the_renderer_follows_the_device() -> None:
+def test_the_renderer_follows_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gaussians, "_gsplat_kernels", lambda: "compiled")
     assert renderer_of("auto", "cpu") == "torch"
     assert renderer_of("torch", "cuda") == "torch"
     assert renderer_of("auto", "cuda") == "gsplat"
     with pytest.raises(RendererMissing, match="on CUDA only, not on cpu"):
         renderer_of("gsplat", "cpu")
+    monkeypatch.setattr(gaussians, "_gsplat_kernels", lambda: None)
+    with pytest.raises(RendererMissing, match="found no nvcc"):
+        renderer_of("auto", "cuda")
 
 
 @pytest.mark.gpu
