@@ -108,6 +108,9 @@ class Policy:
         ValueError if a directory lacks a component or the adapter matches nothing.
         """
         device, dtype = torch.device(device), DTYPES[config.dtype]
+        # Partial sums of bfloat16 products stay in float32: kernels that cut a sum into other
+        # parts, for a batch of one and one of eight, then agree better.
+        torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
         wan.require_parts(config.model, with_decoder, with_text_encoder)
         transformer = wan.load_transformer(config.model, dtype).eval()
         matched = lora.add_lora(transformer, config.lora)
@@ -151,8 +154,11 @@ class Policy:
 
     @torch.no_grad()
     def prepare(self, texts: Sequence[str]) -> None:
-        """Cache the embeddings of `texts`; an offloaded encoder visits the device for them once."""
-        missing = [text for text in dict.fromkeys(texts) if text not in self._embeddings]
+        """Cache the embeddings of `texts` and of the unconditional branch; an offloaded encoder
+        visits the device for them once."""
+        guided = self.config.guidance_scale != 1.0
+        wanted = [*texts, self.config.negative_prompt] if guided else texts
+        missing = [text for text in dict.fromkeys(wanted) if text not in self._embeddings]
         if not missing:
             return
         if self._text is None:

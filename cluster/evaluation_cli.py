@@ -32,7 +32,7 @@ def add_evaluation_command(commands: Any) -> None:
         "--workers",
         type=int,
         metavar="N",
-        help="on Ray: N rollout workers, then N reward workers of each kind",
+        help="on Ray: N rollout workers, then the preset's reward workers",
     )
     parser.add_argument("--out", default="evaluation", metavar="DIR", help="default: evaluation")
     parser.set_defaults(command=_evaluate)

@@ -100,6 +100,7 @@ def gains_table(gains: Sequence[Gain], first: str = "before", last: str = "after
         lines.append(
             f"{gain.name:<14}{gain.before:>9.3f}{gain.after:>9.3f}{gain.gain:>+9.3f}"
             f"{gain.lower:>+9.3f}{change:>9}"
+            + (f"  ({gain.pairs} pairs)" if gain.pairs < gains[0].pairs else "")
         )
     pairs = gains[0].pairs if gains else 0
     return "\n".join([*lines, f"{pairs} held-out (prompt, noise) pairs, sampled by the ODE"])

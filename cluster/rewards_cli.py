@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.config import ConfigError, RunConfig, load
+from rewards.environments import FAMILIES
 
 if TYPE_CHECKING:
     import numpy as np
@@ -113,7 +114,19 @@ def score_video(options: argparse.Namespace) -> int:
 
 
 def _config(options: argparse.Namespace) -> RunConfig:
-    return load(options.preset, options.overrides)
+    """ConfigError where a scorer runs elsewhere: this process examines those that it can hold."""
+    config = load(options.preset, options.overrides)
+    for family in FAMILIES:
+        scorer = config.rewards.pools[family]
+        served = family == "judge" and config.rewards.judge.backend != "embedded"
+        if scorer.env or served:
+            where = f"env = {scorer.env!r}" if scorer.env else "backend, a served model,"
+            raise ConfigError(
+                f"rewards.{family}.{where} is not of this process, where `worldr1 rewards` looks "
+                "at scorers; `worldr1 evaluate` scores videos by all of them, a run examines its "
+                "own every rewards.examine_every steps"
+            )
+    return config
 
 
 def _reconstruction(config: RunConfig, frames: int) -> Any:
@@ -127,16 +140,11 @@ def _reconstruction(config: RunConfig, frames: int) -> Any:
 
 
 def _embedded_workers(config: RunConfig) -> list[Any]:
-    """Judge and frame scorer, where they run in this process."""
+    """Judge and frame scorer."""
     from rewards.aesthetic_worker import AestheticWorker
     from rewards.judge_worker import JudgeWorker
 
-    workers: list[Any] = []
-    if config.rewards.judge.backend == "embedded":
-        workers.append(JudgeWorker(config.rewards))
-    if config.rewards.aesthetic.backend == "embedded":
-        workers.append(AestheticWorker(config.rewards))
-    return workers
+    return [JudgeWorker(config.rewards), AestheticWorker(config.rewards)]
 
 
 def _read_video(file: Path) -> NDArray[np.uint8]:

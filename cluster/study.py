@@ -48,7 +48,8 @@ class StudyPair(BaseModel):
     prompt: str
     """What both were asked to show."""
     questions: tuple[str, ...]
-    """Names of the questions that are asked; `camera` only where the prompt moves the camera."""
+    """Names of the questions that are asked; `camera` only where the text, which is all that a
+    participant reads, moves the camera."""
     a: str
     """Random token of A's video."""
     b: str
@@ -88,7 +89,7 @@ def write_study(a: str, b: str, to: Path, pairs: int, seed: int | None) -> Study
     videos: dict[str, bytes] = {}
     folders = RunFolder(a), RunFolder(b)
     for first, second in chosen:
-        moves = bool(first.as_prompt().motions) or first.c2w is not None
+        moves = bool(first.as_prompt().motions)
         asked = tuple(name for name in QUESTIONS if moves or name != "camera")
         pair = StudyPair(
             id=next(tokens), prompt=first.prompt, questions=asked, a=next(tokens), b=next(tokens)

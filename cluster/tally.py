@@ -15,6 +15,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from scipy.stats import norm
 
 from cluster.config import ConfigError
 from cluster.study import QUESTIONS, StudyKey
@@ -41,7 +42,7 @@ class Answer(BaseModel):
     choices: dict[str, str]
     """Token of the preferred video, or "same", by question."""
     seconds: float = Field(ge=0, allow_inf_nan=False)
-    """From the pair's first sight to its last answer."""
+    """Time that the pair was on the screen, coming back to it included."""
 
 
 class Answers(BaseModel):
@@ -104,6 +105,10 @@ def tally_table(key: StudyKey, rates: Sequence[WinRate], participants: int) -> s
             f"{r.left:>7.0%}"
         )
     lines.append(f"{participants} participants, {len(key.pairs)} pairs; same counts half")
+    if participants == 1:
+        lines.append(
+            "one participant: the intervals are about pairs, and say nothing of other people"
+        )
     return "\n".join([f"A = {key.a}", f"B = {key.b}", *lines])
 
 
@@ -138,7 +143,12 @@ def _win_rate(question: str, people: Sequence[Answers], key: StudyKey) -> WinRat
 
 def _interval(scores: F64, known: F64) -> tuple[float, float]:
     """Two-sided 95 % percentile interval of the mean of `scores` [people, pairs] where `known`;
-    one participant alone, or one pair, is not resampled."""
+    one participant alone, or one pair, is not resampled. Where all prefer the same side, nothing
+    varies that could be drawn: Wilson's interval of as many answers as there are people or pairs,
+    whichever are fewer."""
+    given = scores[known > 0]
+    if given.min() == given.max() != 0.5:
+        return _wilson(float(given[0]), min(scores.shape))
     rng = np.random.default_rng(0)
     people, pairs = (_times_drawn(rng, count) for count in scores.shape)
     weight = np.einsum("rp,pq,rq->r", people, known, pairs, optimize=True)
@@ -146,6 +156,14 @@ def _interval(scores: F64, known: F64) -> tuple[float, float]:
     means = total[weight > 0] / weight[weight > 0]
     lower, upper = np.quantile(means, (0.025, 0.975))
     return float(lower), float(upper)
+
+
+def _wilson(rate: float, count: int) -> tuple[float, float]:
+    """95 % score interval of a share of `count` answers (Wilson 1927)."""
+    z = float(norm.ppf(0.975))
+    middle = (rate + z**2 / (2 * count)) / (1 + z**2 / count)
+    half = z / (1 + z**2 / count) * np.sqrt(rate * (1 - rate) / count + z**2 / (4 * count**2))
+    return middle - float(half), middle + float(half)
 
 
 def _times_drawn(rng: np.random.Generator, count: int) -> F64:

@@ -68,8 +68,8 @@ class Request:
     device: str
     """Of a sampler in this process: "cpu" or "cuda"."""
     workers: int | None = None
-    """Rollout workers, and reward workers of each kind, on Ray; None: this process, but for learned
-    scorers, of which one worker each starts on Ray."""
+    """Rollout workers on Ray, and the configuration's reward workers; None: this process, but for
+    learned scorers, of which one worker each starts on Ray."""
 
 
 def check(request: Request, out: RunFolder) -> None:
@@ -122,7 +122,7 @@ def evaluate(request: Request, out: RunFolder, say: Callable[[str], None] = prin
         for letter, source in zip(SIDES, request.sources, strict=False)
     ]
     with (
-        scoring_workers(request.config, request.workers) as rewards,
+        scoring_workers(request.config, request.workers is not None) as rewards,
         asyncio.Runner() as runner,
     ):
         measurer = Measurer(rewards, request.config.camera)
@@ -161,19 +161,21 @@ def _sampled(
 
 
 @contextlib.contextmanager
-def scoring_workers(config: RunConfig, workers: int | None = None) -> Iterator[Rewards]:
-    """Reward workers of each kind: one in this process where all are embedded, else one, or so many
-    `workers`, on Ray, each in its environment and on its GPUs."""
+def scoring_workers(config: RunConfig, pooled: bool = False) -> Iterator[Rewards]:
+    """Reward workers on Ray, each in its environment and on its GPUs: `pooled`, as many as a run
+    starts with, else one of each kind; or in this process, where all are embedded."""
     rewards = config.rewards
     backends = (rewards.reconstruction.backend, rewards.judge.backend, rewards.aesthetic.backend)
-    if workers is None and all(backend in IN_PROCESS for backend in backends):
+    if not pooled and all(backend in IN_PROCESS for backend in backends):
         with local_rewards(config, any_length=True) as found:
             yield found
         return
     from cluster.handles import connect, ray_rewards  # Ray only where it is needed
 
-    size = {"min_workers": workers or 1, "max_workers": workers or 1}
-    pools = {kind: pool.model_copy(update=size) for kind, pool in rewards.pools.items()}
+    pools = {}
+    for kind, pool in rewards.pools.items():
+        size = pool.min_workers if pooled else 1
+        pools[kind] = pool.model_copy(update={"min_workers": size, "max_workers": size})
     connect()
     sized = config.model_copy(update={"rewards": rewards.model_copy(update=pools)})
     with ray_rewards(sized, any_length=True) as found:

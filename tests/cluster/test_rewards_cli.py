@@ -90,3 +90,16 @@ def test_a_threshold_that_gates_everything_breaks_the_order(
 ) -> None:
     assert main(["rewards", "check", "rewards.reconstruction.texture_threshold=255"]) == 1
     assert "BROKEN  push.consistent: S_traj 0.000" in capsys.readouterr().out
+
+
+def test_scorers_of_other_processes_are_not_passed_over(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """What is left would look like an examination of them."""
+    assert main(["rewards", "check", "--preset", "small"]) == 2
+    assert "env = 'reconstruction' is not of this process" in capsys.readouterr().err
+    served = ["rewards.judge.backend=endpoint", "rewards.judge.url=http://judge:8000/v1"]
+    assert main(["rewards", "check", *served]) == 2
+    assert (
+        "rewards.judge.backend, a served model, is not of this process" in capsys.readouterr().err
+    )

@@ -101,10 +101,14 @@ def test_tally_by_hand(study: StudyKey, tmp_path: Path) -> None:
     assert (camera.wins, camera.ties, camera.losses) == (2, 4, 0)
     assert camera.rate == pytest.approx(2 / 3)
     assert (camera.lower, camera.upper) == (0.5, 1.0)
-    assert (overall.rate, overall.lower, overall.upper) == (1.0, 1.0, 1.0)
+    # All of three people about three pairs: Wilson's 1 / (1 + 1.96² / 3).
+    assert (overall.rate, overall.upper) == (1.0, pytest.approx(1.0))
+    assert overall.lower == pytest.approx(0.4385, abs=1e-4)
     assert (geometry.left, overall.left) == (pytest.approx(1 / 3), 0.0)
     table = tally_table(key, rates, 3).splitlines()
     assert table[3].split()[:3] == ["geometry", "66.7%", "0.0%"]
+    assert table[-1].startswith("3 participants")
+    assert "say nothing of other people" in tally_table(key, rates, 1)
 
 
 def test_interval_narrows_with_people_and_covers_a_coin(study: StudyKey, tmp_path: Path) -> None:
