@@ -97,7 +97,7 @@ def test_scorers_of_other_processes_are_not_passed_over(
 ) -> None:
     """What is left would look like an examination of them."""
     assert main(["rewards", "check", "--preset", "small"]) == 2
-    assert "env = 'reconstruction' is not of this process" in capsys.readouterr().err
+    assert ".env = 'judge' is not of this process" in capsys.readouterr().err
     served = ["rewards.judge.backend=endpoint", "rewards.judge.url=http://judge:8000/v1"]
     assert main(["rewards", "check", *served]) == 2
     assert (

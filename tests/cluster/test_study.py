@@ -108,7 +108,7 @@ def test_tally_by_hand(study: StudyKey, tmp_path: Path) -> None:
     table = tally_table(key, rates, 3).splitlines()
     assert table[3].split()[:3] == ["geometry", "66.7%", "0.0%"]
     assert table[-1].startswith("3 participants")
-    assert "say nothing of other people" in tally_table(key, rates, 1)
+    assert "not about other people" in tally_table(key, rates, 1)
 
 
 def test_interval_narrows_with_people_and_covers_a_coin(study: StudyKey, tmp_path: Path) -> None:
