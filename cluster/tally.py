@@ -106,9 +106,7 @@ def tally_table(key: StudyKey, rates: Sequence[WinRate], participants: int) -> s
         )
     lines.append(f"{participants} participants, {len(key.pairs)} pairs; same counts half")
     if participants == 1:
-        lines.append(
-            "one participant: the intervals are about pairs, and say nothing of other people"
-        )
+        lines.append("one participant: the intervals are about pairs, not about other people")
     return "\n".join([f"A = {key.a}", f"B = {key.b}", *lines])
 
 
