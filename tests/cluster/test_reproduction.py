@@ -61,7 +61,7 @@ def test_all_runs_are_measured_by_the_same_scorers() -> None:
         assert config.camera == load("toy", variant.overrides, settings_files(variant)).camera
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, 1, 2])
 def test_committed_adapters_are_those_of_the_committed_evaluations(seed: int) -> None:
     plan = json.loads((COMMITTED / "plan.json").read_text())
     source = find_source(str(COMMITTED / "adapters" / f"full-seed{seed}"), True)
