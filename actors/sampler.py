@@ -59,8 +59,7 @@ def sample_group(
     With `rollout.shared_prefix` the members share the initial noise and the ODE prefix, which is
     computed once, as is the velocity of the window's first step; otherwise each has its own. At
     most `rollout.max_batch` clips pass the network together, which changes nothing beyond float
-    rounding. ValueError if the window does not fit
-    the schedule.
+    rounding. ValueError if the window does not fit the schedule.
     """
     sigmas = sigma_schedule(rollout.sampling_steps, rollout.shift)
     start, stop = _window(request, rollout)

@@ -196,10 +196,10 @@ def rollout_passes(group_size: int, steps: int, start: float, shared_prefix: boo
     return start + 1 + group_size * (steps - start - 1)
 
 
-def learner_passes(group_size: int, window: int, shared_prefix: bool) -> float:
+def learner_passes(group_size: int, window: int, updates: int, shared_prefix: bool) -> float:
     """Window steps, in clips, that the learner computes for a trajectory: members that share their
-    prefix have the first one in common."""
-    return window - 1 + 1 / group_size if shared_prefix else window
+    prefix have the first one in common, as far as they are in the same of a batch's `updates`."""
+    return window - 1 + min(1.0, updates / group_size) if shared_prefix else window
 
 
 def decoder_flops(frames: int, height: int, width: int, tiled: bool = False) -> int:

@@ -21,7 +21,7 @@ from typing import Any, Literal, TypeVar
 from fsspec.core import url_to_fs
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from cluster.config import flatten_tree
+from cluster.config import decides_results, flatten_tree
 from cluster.ledger import LedgerHead
 from cluster.patience import again
 from cluster.storage import make_folder
@@ -324,11 +324,13 @@ class CheckpointStore:
 
 def _require_same(checkpoint: Checkpoint, config: Mapping[str, Any]) -> None:
     wanted = json.loads(json.dumps(config))
+    # One that was written when more was fixed tells of keys that are free now.
+    stored = {name: value for name, value in checkpoint.config.items() if decides_results(name)}
     differing = [
-        f"{name} ({checkpoint.config.get(name, 'unset')!r} in the checkpoint, "
+        f"{name} ({stored.get(name, 'unset')!r} in the checkpoint, "
         f"{wanted.get(name, 'unset')!r} now)"
-        for name in sorted(set(wanted) | set(checkpoint.config))
-        if wanted.get(name, "unset") != checkpoint.config.get(name, "unset")
+        for name in sorted(set(wanted) | set(stored))
+        if wanted.get(name, "unset") != stored.get(name, "unset")
     ]
     if differing:
         raise IncompatibleCheckpoint(

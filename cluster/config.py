@@ -47,13 +47,12 @@ _FREE_TO_CHANGE = (
     "supervision.",
     "rewards.artifacts.",
     "rewards.examine_every",
-    # Where and in what portions the same is computed; on a GPU the last bits are others then.
+    # Where, how and in what portions the same is computed; on a GPU the last bits are others then.
     "policy.text_encoder",
     "policy.cached_prompts",
     "policy.attention",
     "policy.compile",
     "policy.batched_guidance",
-    "policy.vae_tiling",
     "policy.vae_channels_last",
     "rollout.max_batch",
     "rollout.decode_batch",
@@ -353,13 +352,14 @@ def fingerprint(config: RunConfig) -> dict[str, Any]:
 
     Where the run is stored, its length, checkpointing, evaluation, metrics, supervision, number,
     size and environment of workers, and what fits a computation into memory and time (batches,
-    tiling, time limits) may differ between the first start and a resume.
+    time limits) may differ between the first start and a resume.
     """
-    return {
-        key: value
-        for key, value in flatten(config).items()
-        if not key.startswith(_FREE_TO_CHANGE) and not _WORKERS.search(key)
-    }
+    return {key: value for key, value in flatten(config).items() if decides_results(key)}
+
+
+def decides_results(key: str) -> bool:
+    """Whether a resumed run may not change a leaf of the configuration."""
+    return not key.startswith(_FREE_TO_CHANGE) and not _WORKERS.search(key)
 
 
 def for_one_process(config: RunConfig) -> RunConfig:

@@ -152,7 +152,9 @@ def _learner(config: RunConfig, shape: WanShape, gpu: GpuType, used: Utilisation
         if learner.activation_checkpointing
         else 0
     )
-    passes = learner_passes(rollout.group_size, rollout.window_size, rollout.shared_prefix)
+    passes = learner_passes(
+        rollout.group_size, rollout.window_size, learner.updates_per_batch, rollout.shared_prefix
+    )
     steps = passes * _branches(config)
     compute = steps * (useful + again) / (gpu.bf16 * used.learner)
     # Frozen weights are gathered for the reference pass, the forward and the backward pass, or

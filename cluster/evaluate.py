@@ -87,7 +87,12 @@ class Evaluator:
 
         if not has_evaluation(self.folder, 0):
             return
-        alarms = find_alarms(load_evaluation(self.folder, 0), samples, self.config.eval.max_fall)
+        alarms = find_alarms(
+            load_evaluation(self.folder, 0),
+            samples,
+            self.config.eval.max_fall,
+            [(prompt.id, seed) for prompt, seed in self.pairs],
+        )
         self.metrics.write(
             {"kind": "alarm", "step": step, "alarms": [asdict(alarm) for alarm in alarms]}
         )

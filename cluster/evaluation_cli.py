@@ -41,6 +41,8 @@ def add_evaluation_command(commands: Any) -> None:
 def _evaluate(options: argparse.Namespace) -> int:
     if options.workers is not None and options.workers < 1:
         raise ConfigError(f"--workers {options.workers}; allowed: 1 or more")
+    if options.workers is not None and options.device is not None:
+        raise ConfigError("--device is of a sampler in this process; --workers samples on Ray")
     if options.pairs < 1 or (options.frames is not None and options.frames < 3):
         raise ConfigError(
             f"--pairs {options.pairs} --frames {options.frames}; allowed: 1 or more, 3 or more"
@@ -59,7 +61,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     check_backends(config.rewards)
     out = RunFolder(absolute_url(options.out))
     from cluster.evaluation.result import to_markdown
-    from cluster.evaluation.run import Request, check, evaluate
+    from cluster.evaluation.run import Request, evaluate
     from cluster.generate import default_device
 
     request = Request(
@@ -72,8 +74,6 @@ def _evaluate(options: argparse.Namespace) -> int:
         device=options.device or default_device(),
         workers=options.workers,
     )
-    check(request, out)
-    out.require_writable()
     print(to_markdown(evaluate(request, out, _say)))
     print(f"{out.url}: clips.csv, evaluation.json, evaluation.md, index.html")
     return 0

@@ -20,7 +20,7 @@ from cluster.config import ConfigError, RunConfig, resolve_model
 from cluster.storage import RunFolder
 from cluster.strips import U8, blank, caption, sheet_png, strip
 from cluster.video import encode_mp4
-from cluster.weights import TrainedWeights
+from cluster.weights import TrainedWeights, with_adapter
 from prompts.schema import Prompt
 
 SHEET = "sheet.png"
@@ -31,11 +31,10 @@ def load_policy(config: RunConfig, trained: TrainedWeights | None, device: str) 
     """The policy of a configuration with trained weights in its adapter, or untrained; ConfigError
     where they do not fit it."""
     torch.set_num_threads(config.threads if device == "cpu" else torch.get_num_threads())
-    # Of the adapter's scale, alpha / rank, the weights themselves say nothing.
-    lora = config.policy.lora if trained is None else trained.config.policy.lora
-    found = {"model": resolve_model(config.policy.model), "lora": lora}
+    found = {"model": resolve_model(config.policy.model)}
+    own = with_adapter(config, trained).policy.model_copy(update=found)
     try:
-        policy = Policy.load(config.policy.model_copy(update=found), device)
+        policy = Policy.load(own, device)
         if trained is not None:
             policy.load_lora(trained.weights)
     except (ValueError, OSError) as error:

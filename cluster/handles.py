@@ -7,7 +7,6 @@ import logging
 import os
 import platform
 import socket
-import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -60,6 +59,8 @@ def connect() -> None:
     A cluster started here listens on loopback, has no dashboard and gets Ray's own token
     authentication; for an existing one, RAY_AUTH_MODE and its token are the user's to set.
     """
+    if ray.is_initialized():  # one command may need workers more than once
+        return
     for name, value in LOG_ROTATION.items():
         os.environ.setdefault(name, value)
     if address := os.environ.get("RAY_ADDRESS"):
@@ -235,9 +236,6 @@ def runtime_environment(threads: int, environment: str = "") -> dict[str, Any]:
     """Ray's `runtime_env` of a worker with pinned threads, in a Python environment of its own if
     one is named; there this repository is found by path."""
     found: dict[str, Any] = {"env_vars": thread_environment(threads)}
-    # On the node's own disk: nodes with one home would remove each other's half-compiled kernels.
-    local = f"{tempfile.gettempdir()}/worldr1-torch-extensions"
-    found["env_vars"]["TORCH_EXTENSIONS_DIR"] = os.environ.get("TORCH_EXTENSIONS_DIR", local)
     if environment:
         found["env_vars"]["PYTHONPATH"] = str(REPOSITORY)
         found["py_executable"] = python_of(environment)

@@ -53,7 +53,7 @@ def check_rewards(options: argparse.Namespace) -> int:
             f"{name:28} " + " ".join(f"{'–' if c is None else format(c, '.3f'):>8}" for c in cells)
         )
     broken = faults(rows)
-    for other in _embedded_workers(config):
+    for other in _other_workers(config):
         try:
             answers = other.known_answers()
         except KnownAnswerError as error:
@@ -80,7 +80,7 @@ def score_video(options: argparse.Namespace) -> int:
     worker = _reconstruction(config, frames=len(video))
     geometry, meta_view, artifacts = worker.score(video, prompt, keep_artifacts=True)
     outcomes = [geometry]
-    for other in _embedded_workers(config):
+    for other in _other_workers(config):
         kind = other.describe()["kind"]
         if kind == "aesthetic":
             outcomes.append(other.score(video, prompt))
@@ -139,7 +139,7 @@ def _reconstruction(config: RunConfig, frames: int) -> Any:
         raise ConfigError(str(error)) from None
 
 
-def _embedded_workers(config: RunConfig) -> list[Any]:
+def _other_workers(config: RunConfig) -> list[Any]:
     """Judge and frame scorer."""
     from rewards.aesthetic_worker import AestheticWorker
     from rewards.judge_worker import JudgeWorker

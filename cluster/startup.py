@@ -11,8 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
+import torch
 
-from actors.sde import schedule_hash, sigma_schedule
+from actors.sde import schedule_hash, sigma_schedule, step_moments
 from actors.trajectory import LoraWeights, RolloutRequest, WeightsVersion, weights_checksum
 from actors.worker import WorkerInfo
 from cluster.config import RunConfig, RunStopped
@@ -67,9 +68,7 @@ async def _prove(
         prompt=prompts["train"][0],
         members=config.rollout.group_size,
         seed=config.seed,
-        # The last start there is: its steps have the least noise, by which every difference of
-        # means is divided. A drawn one would let a run start or not by its seed.
-        window_start=config.rollout.window_stop - 1,
+        window_start=_strictest_start(config),
     )
     await _hold(learner, probe)
     ratio = await prove_ratio(rollouts, learner, request, probe)
@@ -80,6 +79,23 @@ async def _prove(
     )
     for line in await prove_rewards(workers):
         say("proof  rewards     " + line)
+
+
+def _strictest_start(config: RunConfig) -> int:
+    """The window start with the least noise, by which every difference of means is divided. A drawn
+    one would let a run start or not by its seed."""
+    rollout = config.rollout
+    sigmas = sigma_schedule(rollout.sampling_steps, rollout.shift)
+    nothing = torch.zeros(1, 1, 1, 1, 1)
+
+    def noise(step: int) -> float:
+        now, then = sigmas[step], sigmas[step + 1]
+        level = rollout.resolved_noise_level
+        return float(
+            step_moments(rollout.kernel, nothing, nothing, now, then, sigmas[1], level).std
+        )
+
+    return min(range(rollout.window_low, rollout.window_stop), key=noise)
 
 
 async def _hold(learner: Learner, weights: Published) -> None:

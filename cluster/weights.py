@@ -48,6 +48,15 @@ class TrainedWeights:
         return f"{kind} after {self.step} steps of {self.run_name}"
 
 
+def with_adapter(config: RunConfig, trained: TrainedWeights | None) -> RunConfig:
+    """A configuration that samples weights: `config`, with the adapter as it was trained. Of its
+    scale, alpha / rank, the weights themselves say nothing."""
+    if trained is None:
+        return config
+    policy = config.policy.model_copy(update={"lora": trained.config.policy.lora})
+    return config.model_copy(update={"policy": policy})
+
+
 def load_weights(source: str, average: bool | None = None) -> TrainedWeights:
     """Weights of a run or of an exported folder, by path or URL.
 

@@ -21,7 +21,8 @@ class LearnerConfig(BaseModel):
     cpus_per_rank: float = Field(default=1.0, gt=0, le=256)
     """CPUs Ray books for each rank."""
     micro_batch: int = Field(default=1, ge=1, le=1024)
-    """Trajectories of one window step that share a forward pass."""
+    """States of one window step that share a forward pass; members of a group may have one state in
+    common (`rollout.shared_prefix`)."""
     updates_per_batch: int = Field(default=1, ge=1, le=64)
     """Optimizer updates per batch (the samples are split evenly among them)."""
     learning_rate: float = Field(default=1e-4, ge=0, le=1, allow_inf_nan=False)

@@ -68,7 +68,8 @@ def open_store(rank: int, world_size: int, init_url: str | None) -> dist.Store:
         return dist.FileStore(place.path, world_size)
     if place.scheme != "tcp" or place.hostname is None or place.port is None:
         raise ValueError(
-            f"init_url is {init_url!r}; a world of {world_size} ranks needs tcp://HOST:PORT or file:///PATH"
+            f"init_url is {init_url!r}; a world of {world_size} ranks needs tcp://HOST:PORT or "
+            "file:///PATH"
         )
     return dist.TCPStore(
         place.hostname,

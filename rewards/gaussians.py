@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import functools
+import os
 import tempfile
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -100,9 +101,13 @@ def renderer_of(renderer: Renderer, device: torch.device | str) -> Literal["torc
 def _gsplat_kernels() -> object | None:
     """gsplat's kernels, compiled where they are not yet; None where they cannot be.
 
-    One process of a node at a time: gsplat removes what another has begun to compile.
+    One process at a time, and on the node's own disk: gsplat removes what another process, or
+    another node with the same home, has begun to compile.
     """
-    with (Path(tempfile.gettempdir()) / "worldr1-gsplat.lock").open("w") as lock:
+    folder = Path(tempfile.gettempdir()) / f"worldr1-torch-extensions-{os.getuid()}"
+    folder.mkdir(exist_ok=True)
+    os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(folder))
+    with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         from gsplat.cuda._backend import _C
 

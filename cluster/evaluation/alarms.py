@@ -6,7 +6,7 @@ Compared are held-out pairs before training and now; both sides were sampled wit
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -30,7 +30,10 @@ class Alarm:
 
 
 def find_alarms(
-    before: Sequence[EvalSample], now: Sequence[EvalSample], max_fall: float
+    before: Sequence[EvalSample],
+    now: Sequence[EvalSample],
+    max_fall: float,
+    asked: Collection[tuple[str, int]],
 ) -> list[Alarm]:
     """Alarms that held-out samples give rise to, against those of the untrained policy.
 
@@ -38,9 +41,10 @@ def find_alarms(
     their paired difference. `motion`, `sharpness`: the mean has fallen by more than the share
     `max_fall`, and the fall lies outside its interval. `unjudged`: so much larger a share of the
     pairs has no gold figure (or no score at all), outside its interval; the other alarms see only
-    the pairs that both sides have, which then are the better ones.
+    the pairs that both sides have, which then are the better ones. `asked`: (prompt id, seed) of
+    the pairs that were sampled now; an earlier evaluation may have had more.
     """
-    alarms = _unjudged(before, now, max_fall)
+    alarms = _unjudged(before, now, max_fall, asked)
     proxy, gold = paired(before, now, PROXY), paired(before, now, GOLD)
     if proxy is not None and gold is not None and proxy.lower > 0 > gold.upper:
         alarms.append(
@@ -63,12 +67,15 @@ def find_alarms(
 
 
 def _unjudged(
-    before: Sequence[EvalSample], now: Sequence[EvalSample], max_share: float
+    before: Sequence[EvalSample],
+    now: Sequence[EvalSample],
+    max_share: float,
+    asked: Collection[tuple[str, int]],
 ) -> list[Alarm]:
     name = GOLD if any(GOLD in sample.raw for sample in (*before, *now)) else PROXY
     judged = [{(s.prompt_id, s.seed) for s in side if name in s.raw} for side in (before, now)]
     # A pair that neither side could judge tells nothing.
-    pairs = judged[0] | judged[1]
+    pairs = (judged[0] | judged[1]).intersection(asked)
     first, second = ({pair: float(pair not in side) for pair in pairs} for side in judged)
     lost = difference(first, second)
     if lost is None or lost.mean <= max_share or lost.lower <= 0:

@@ -11,6 +11,9 @@ from cluster.clips import Clip
 from cluster.evaluation.measure import ClipFigures
 from cluster.storage import RunFolder
 
+DEFINITIONS = 1
+"""Of the figures that no scorer computes; another number where one of them changes."""
+
 
 class KeptFigures:
     """OUT/figures/LETTER/NAME.json, each with a digest of all that decides it."""
@@ -18,7 +21,7 @@ class KeptFigures:
     def __init__(self, out: RunFolder, letter: str, measured_by: list[Any]) -> None:
         """`measured_by`: scorers and settings, as JSON has them."""
         self.folder = RunFolder(f"{out.url}/figures/{letter}")
-        self._measured_by = json.dumps(measured_by, sort_keys=True)
+        self._measured_by = json.dumps([DEFINITIONS, *measured_by], sort_keys=True)
         self._there = set(self.folder.sizes(""))
 
     def read(self, clip: Clip, data: bytes) -> ClipFigures | None:
@@ -26,14 +29,18 @@ class KeptFigures:
         name = _name(clip)
         if name not in self._there:
             return None
-        tree = json.loads(self.folder.read_text(name))
-        if tree["digest"] != self._digest(clip, data):
+        try:
+            tree = json.loads(self.folder.read_text(name))
+            same = tree["digest"] == self._digest(clip, data)
+            return ClipFigures(**tree["clip"]) if same else None
+        except (ValueError, KeyError, TypeError):  # torn, or of another version
             return None
-        return ClipFigures(**tree["clip"])
 
     def write(self, clip: Clip, data: bytes, found: ClipFigures) -> None:
-        """Keep it. What failed for want of a scorer, which may be back by then, is not kept."""
-        if found.failures.keys() & {"judge", "aesthetic"}:
+        """Keep it. What failed for want of a scorer, which may be back by then, is not kept; a clip
+        without texture has a score."""
+        lost = "reconstruction" in found.failures and "s_recon" not in found.figures
+        if lost or found.failures.keys() & {"judge", "aesthetic"}:
             return
         tree = {
             "digest": self._digest(clip, data),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,16 +35,22 @@ class ClipFigures:
     figures: Mapping[str, float]
     """By `cluster.evaluation.figures`' names."""
     failures: Mapping[str, str] = field(default_factory=dict)
-    """One sentence by who failed: reconstruction, judge, aesthetic, second, frames."""
+    """One sentence by who failed: reconstruction, judge, aesthetic, second, frames, vbench, or the
+    file itself."""
+
+
+_Found: TypeAlias = tuple[dict[str, float], dict[str, str]]
+"""Figures, and who failed why."""
 
 
 class Measurer:
     """Measures clips: by the reward workers as a run does, by the independent estimator, by their
     frames."""
 
-    def __init__(self, rewards: Rewards, camera: CameraConfig) -> None:
-        """`rewards` have to take clips of any length."""
-        self.rewards, self.camera = rewards, camera
+    def __init__(self, rewards: Rewards, camera: CameraConfig, in_threads: bool = False) -> None:
+        """`rewards` have to take clips of any length. `in_threads`: what is measured here holds up
+        no other clip."""
+        self.rewards, self.camera, self.in_threads = rewards, camera, in_threads
 
     async def scorers(self) -> dict[str, str]:
         """Who measures, by role, with versions."""
@@ -56,10 +64,17 @@ class Measurer:
         ref = await self.rewards.pools["reconstruction"].store(video)
         scores = await self.rewards.score(ref, prompt, "main", keep_artifacts=True)
         figures, failures = _scored(video, scores)
-        for part in (self._second(video, prompt), _moved(video)):
+        if self.in_threads:
+            here = await asyncio.to_thread(self._here, video, prompt)
+        else:
+            here = self._here(video, prompt)
+        for part in here:
             figures |= part[0]
             failures |= part[1]
         return ClipFigures(prompt.id, prompt.text, seed, figures, failures)
+
+    def _here(self, video: U8, prompt: Prompt) -> tuple[_Found, ...]:
+        return self._second(video, prompt), _moved(video)
 
     def _second(self, video: U8, prompt: Prompt) -> tuple[dict[str, float], dict[str, str]]:
         try:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cluster.evaluation.result import Side
+from cluster.evaluation.result import Side, change
 from cluster.evaluation.statistics import Difference, difference, interval
 
 SEEDS = (0, 1, 2)
@@ -142,5 +142,4 @@ def _each_run(moves: Iterable[Difference | None]) -> str:
 def _shown(moved: Difference | None) -> str:
     if moved is None:
         return ""
-    ends = f"[{moved.lower:+.3f}, {moved.upper:+.3f}]"
-    return f": {moved.first:.3f} → {moved.second:.3f} ({moved.mean:+.3f} {ends})"
+    return f": {moved.first:.3f} → {moved.second:.3f} ({change(moved, 3)})"

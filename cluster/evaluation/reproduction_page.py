@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -123,7 +124,9 @@ def _cell(own: Sequence[Side], reference: Sequence[Side], name: str, column: str
         return {"value": "–", "change": "", "verdict": ""}
     shown = figure_of(column)
     found = estimate(list(values.values()), [prompt for prompt, _ in values])
-    ends = f"[{found.lower:.{shown.digits}f}, {found.upper:.{shown.digits}f}]"
+    ends = ""
+    if math.isfinite(found.lower):
+        ends = f"[{found.lower:.{shown.digits}f}, {found.upper:.{shown.digits}f}]"
     cell = {"value": f"{found.mean:.{shown.digits}f}", "ends": ends, "change": "", "verdict": ""}
     moved = None if own is reference else against(reference, own, column)
     if moved is not None and name != "base":

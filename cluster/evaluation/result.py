@@ -42,10 +42,6 @@ class Side:
             return None
         return estimate(list(values.values()), [prompt for prompt, _ in values])
 
-    def lacking(self, name: str) -> int:
-        """Clips that have not the figure."""
-        return len(self.clips) - len(self.values(name))
-
     def failures(self) -> dict[str, int]:
         """Clips on which each scorer failed."""
         names = sorted({name for clip in self.clips for name in clip.failures})

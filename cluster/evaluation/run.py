@@ -20,12 +20,7 @@ from cluster.evaluation.kept_figures import KeptFigures
 from cluster.evaluation.measure import ClipFigures, Measurer
 from cluster.evaluation.page import to_html
 from cluster.evaluation.result import Evaluation, Side, to_csv, to_json, to_markdown
-from cluster.evaluation.sampling import (
-    own_policy,
-    rollout_workers,
-    sample,
-    sampled_unlike_trained,
-)
+from cluster.evaluation.sampling import rollout_workers, sample, sampled_unlike_trained
 from cluster.evaluation.sources import (
     Source,
     UnreadableClip,
@@ -38,6 +33,7 @@ from cluster.evaluation.vbench import add_vbench
 from cluster.local import local_rewards
 from cluster.pools import Rewards
 from cluster.storage import RunFolder
+from cluster.weights import with_adapter
 
 IN_PROCESS = ("photometric", "embedded", "endpoint")
 """Backends that need neither a GPU nor an environment of their own."""
@@ -81,7 +77,8 @@ def check(request: Request, out: RunFolder) -> None:
             clips.append([Clip.of(prompt, seed) for prompt, seed in pairs])
             continue
         clips.append(listed(source.videos, request.prompts))
-        if source.videos.startswith(f"{out.url}/") and source.videos != _videos(out, letter).url:
+        place, own = RunFolder(source.videos).root, _videos(out, letter).root
+        if f"{place}/".startswith(f"{out.root.rstrip('/')}/") and place != own:
             raise ConfigError(
                 f"{source.videos!r} lies in --out {out.url!r}, which would be written over it; "
                 "choose another --out"
@@ -117,6 +114,8 @@ def _frames(request: Request, source: Source, clips: Sequence[Clip]) -> int:
 def evaluate(request: Request, out: RunFolder, say: Callable[[str], None] = print) -> Evaluation:
     """Sample what has to be sampled, measure every clip, write all files."""
     check(request, out)
+    out.require_writable()
+    out.remove("evaluation.json")  # what is there is no longer whole
     urls = [
         source.videos or _sampled(request, source, _videos(out, letter), say)
         for letter, source in zip(SIDES, request.sources, strict=False)
@@ -125,7 +124,7 @@ def evaluate(request: Request, out: RunFolder, say: Callable[[str], None] = prin
         scoring_workers(request.config, request.workers is not None) as rewards,
         asyncio.Runner() as runner,
     ):
-        measurer = Measurer(rewards, request.config.camera)
+        measurer = Measurer(rewards, request.config.camera, request.workers is not None)
         work = _Measuring(request, measurer, runner.run(measurer.scorers()), out, say)
         sides = [
             runner.run(work.side(source.title, url, letter))
@@ -149,7 +148,7 @@ def _sampled(
 ) -> str:
     """Sample a model on the fixed pairs; the URL of its videos."""
     pairs = fixed_pairs(request.config, request.prompts, request.pairs)
-    config = own_policy(request.config, source)
+    config = with_adapter(request.config, source.trained)
     with rollout_workers(config, request.workers, request.device) as rollouts:
         asyncio.run(sample(rollouts, config, source, pairs, folder, say))
     if request.device == "cuda":
@@ -214,7 +213,7 @@ class _Measuring:
         async def one(clip: Clip) -> ClipFigures:
             async with places:
                 data = await asyncio.to_thread(RunFolder(url).read_bytes, clip.file)
-                if videos.url != url:
+                if videos.root != RunFolder(url).root:
                     await asyncio.to_thread(videos.write_bytes, clip.file, data)
                 found = kept.read(clip, data)
                 if found is None:

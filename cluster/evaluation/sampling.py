@@ -1,6 +1,6 @@
 """Samples of a model on fixed pairs, by rollout workers as in a run; started again, they go on.
 
-FOLDER/sampling.json    what decides the samples: where it is another, all of them are made again
+FOLDER/sampling.json    what decides the samples, and each one's digest
 FOLDER/*.mp4            one per prompt and seed       FOLDER/videos.jsonl    once all are there
 """
 
@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from actors.trajectory import WeightsVersion, weights_checksum
 from cluster.clips import Clip, write_index
-from cluster.config import ConfigError, RunConfig, flatten_tree
+from cluster.config import ConfigError, RunConfig, flatten
 from cluster.evaluation.sources import Source
 from cluster.local import local_rollouts
 from cluster.pools import Published, Rollouts
@@ -23,29 +24,21 @@ from cluster.video import encode_mp4
 from prompts.schema import Prompt
 
 IDENTITY = "sampling.json"
-SAMPLER = ("policy.guidance_scale", "policy.negative_prompt", "policy.model", "rollout.shift",
-           "rollout.eval_sampling_steps", "rollout.frames", "rollout.height", "rollout.width",
-           "camera.")  # fmt: skip
-"""Keys, or beginnings of keys, that decide an evaluation sample beside the weights."""
-
-
-def own_policy(config: RunConfig, source: Source) -> RunConfig:
-    """The configuration that samples a source: `config`, with the adapter as it was trained. Of a
-    run's scale alpha / rank the weights themselves say nothing."""
-    if source.trained is None:
-        return config
-    lora = source.trained.config.policy.lora
-    policy = config.policy.model_copy(update={"lora": lora})
-    return config.model_copy(update={"policy": policy})
+SAMPLER = ("policy.", "rollout.shift", "rollout.eval_sampling_steps", "rollout.frames",
+           "rollout.height", "rollout.width", "camera.")  # fmt: skip
+ELSEWHERE = ("policy.text_encoder", "policy.cached_prompts")
+"""Keys, or beginnings of keys, that decide an evaluation sample beside the weights, and those among
+them that do not."""
 
 
 def sampled_unlike_trained(config: RunConfig, sources: Sequence[Source]) -> list[str]:
-    """A sentence for every sampler key that a source was trained with another value of."""
+    """A sentence for every sampler key that a source was trained with another value of; its adapter
+    is its own."""
     used, found = sampler_keys(config), []
     for source in sources:
         own = {} if source.trained is None else sampler_keys(source.trained.config)
         for key, value in own.items():
-            if value != used[key]:
+            if value != used[key] and not key.startswith("policy.lora."):
                 found.append(
                     f"{source.title} was trained with {key} = {value}; it is sampled with "
                     f"{used[key]}, as every side is"
@@ -54,9 +47,9 @@ def sampled_unlike_trained(config: RunConfig, sources: Sequence[Source]) -> list
 
 
 def sampler_keys(config: RunConfig) -> dict[str, Any]:
-    """The leaves of `SAMPLER`."""
-    leaves = flatten_tree(config.model_dump(mode="json"))
-    return {key: value for key, value in leaves.items() if key.startswith(SAMPLER)}
+    """The leaves of `SAMPLER`, as JSON has them."""
+    leaves = flatten(config)
+    return {k: v for k, v in leaves.items() if k.startswith(SAMPLER) and k not in ELSEWHERE}
 
 
 async def sample(
@@ -77,8 +70,8 @@ async def sample(
     except ValueError as error:
         raise ConfigError(f"{source.title} does not fit: {str(error).splitlines()[0]}") from None
     clips = [Clip.of(prompt, seed) for prompt, seed in pairs]
-    there = _there(folder, config, published.version.checksum, clips)
-    left = [pair for pair, clip in zip(pairs, clips, strict=True) if clip.file not in there]
+    kept = _Kept(folder, {"weights": published.version.checksum, **sampler_keys(config)})
+    left = [pair for pair, clip in zip(pairs, clips, strict=True) if not kept.has(clip)]
     done = len(pairs) - len(left)
     say(f"{source.title}: {len(pairs)} (prompt, seed) pairs, {done} of them sampled before")
     share = rollouts.pool.size * config.rollout.max_batch
@@ -88,10 +81,43 @@ async def sample(
         videos = await rollouts.sample(prompts, seeds, published)
         for (prompt, seed), video in zip(chunk, videos, strict=True):
             data = await asyncio.to_thread(encode_mp4, await rollouts.pool.fetch(video))
-            await asyncio.to_thread(folder.write_bytes, Clip.of(prompt, seed).file, data)
+            await asyncio.to_thread(kept.write, Clip.of(prompt, seed), data)
+        await asyncio.to_thread(kept.note)
         done += len(chunk)
         say(f"{source.title}: {done}/{len(pairs)} sampled")
     write_index(folder, clips)
+
+
+class _Kept:
+    """Samples in a folder, each known by what it shows and by its bytes."""
+
+    def __init__(self, folder: RunFolder, sampler: Mapping[str, Any]) -> None:
+        self._folder, self._sampler = folder, dict(sampler)
+        self._files: dict[str, str] = {}
+        with contextlib.suppress(ValueError, KeyError, FileNotFoundError):
+            held = json.loads(folder.read_text(IDENTITY))
+            if held["sampler"] == self._sampler:
+                self._files = held["files"]
+
+    def has(self, clip: Clip) -> bool:
+        """Whether the clip's file is the sample that an earlier start noted."""
+        if clip.file not in self._files or not self._folder.exists(clip.file):
+            return False
+        return self._files[clip.file] == _digest(clip, self._folder.read_bytes(clip.file))
+
+    def write(self, clip: Clip, data: bytes) -> None:
+        """Keep a sample."""
+        self._folder.write_bytes(clip.file, data)
+        self._files[clip.file] = _digest(clip, data)
+
+    def note(self) -> None:
+        """Let a later start know of the samples."""
+        tree = {"sampler": self._sampler, "files": self._files}
+        self._folder.write_text(IDENTITY, json.dumps(tree, indent=1))
+
+
+def _digest(clip: Clip, data: bytes) -> str:
+    return hashlib.sha256(clip.model_dump_json().encode() + data).hexdigest()
 
 
 async def _published(rollouts: Rollouts, source: Source) -> Published:
@@ -102,22 +128,6 @@ async def _published(rollouts: Rollouts, source: Source) -> Published:
     trained = source.trained.weights
     version = WeightsVersion(source.trained.step, "evaluated", weights_checksum(trained))
     return Published(version, await pool.store(trained))
-
-
-def _there(folder: RunFolder, config: RunConfig, checksum: str, clips: Sequence[Clip]) -> set[str]:
-    """Names of the samples that an earlier start left; everything else is removed."""
-    sampler = {"weights": checksum, **sampler_keys(config)}
-    wanted = {clip.file: clip.model_dump(mode="json") for clip in clips}
-    held = json.loads(folder.read_text(IDENTITY)) if folder.exists(IDENTITY) else {}
-    if held.get("sampler") != sampler:
-        folder.remove("")
-    for file in folder.find("", "*.mp4"):
-        if held["clips"].get(file) != wanted.get(file):
-            folder.remove(file)
-    # Only now: where these words are, every file is what they say.
-    identity = {"sampler": sampler, "clips": wanted}
-    folder.write_text(IDENTITY, json.dumps(identity, indent=1))
-    return set(folder.find("", "*.mp4"))
 
 
 @contextlib.contextmanager

@@ -5,7 +5,7 @@ draws are seeded: the same clips give the same interval.
 
 Percentiles of n drawn prompts are too near to each other: the bootstrap's variance lacks a factor
 n / (n - 1), and it takes the normal distribution for Student's (Hesterberg 2015, section 5.3). The
-distance of each end from the mean is stretched by both: 1.4 at 8 prompts, 1.09 at 22, 1.01 at 264.
+distance of each end from the mean is stretched by both: 1.29 at 8 prompts, 1.09 at 22, 1.01 at 264.
 One prompt says nothing of others: its interval is without end, and nothing lies outside.
 """
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from cluster.evaluate import proxy
-from cluster.evaluation.alarms import find_alarms
+from cluster.evaluation import alarms
+from cluster.evaluation.alarms import Alarm
 from cluster.held_out import EvalSample
 
 
@@ -15,6 +16,13 @@ def samples(**raw: float) -> list[EvalSample]:
         EvalSample(f"p{i}", "A box.", i, 1.0, {}, {k: v * (1 + 0.01 * i) for k, v in raw.items()})
         for i in range(8)
     ]
+
+
+PAIRS = [(f"p{i}", i) for i in range(8)]
+
+
+def find_alarms(before: list[EvalSample], now: list[EvalSample], max_fall: float) -> list[Alarm]:
+    return alarms.find_alarms(before, now, max_fall, PAIRS)
 
 
 BASE = samples(proxy=1.5, gold=1.2, motion=2.0, sharpness=4.0)
@@ -66,6 +74,8 @@ def test_clips_that_can_no_longer_be_judged_are_an_alarm() -> None:
     assert [a.kind for a in find_alarms(BASE, blind(8), 0.15)] == ["unjudged"]
     assert [a.kind for a in find_alarms(BASE, [], 0.15)] == ["unjudged"]  # nothing was scored
     assert find_alarms(blind(8), blind(8), 0.15) == []
+    # A resumed run may sample fewer pairs: those are no failures.
+    assert alarms.find_alarms(BASE, samples(**better)[:3], 0.15, PAIRS[:3]) == []
     assert find_alarms(blind(6), samples(**better), 0.15) == []
 
 

@@ -159,6 +159,12 @@ def test_another_configuration_is_refused_by_field_name(run_url: str) -> None:
     assert "seed" not in str(error.value)
 
 
+def test_keys_that_have_become_free_refuse_no_older_checkpoint(run_url: str) -> None:
+    store = CheckpointStore(run_url)
+    _save(store, 1, {**CONFIG, "learner": {"micro_batch": 16}})
+    assert store.newest_valid(CONFIG).checkpoint is not None
+
+
 def test_flatten_gives_dotted_names() -> None:
     assert flatten_tree({"a": {"b": 1, "c": {"d": [2]}}, "e": None}) == {
         "a.b": 1,

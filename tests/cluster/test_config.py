@@ -99,7 +99,7 @@ def test_fingerprint_leaves_out_what_a_resume_may_change() -> None:
         ["run=elsewhere", "steps=99", "learner.ranks=1", "checkpoint.every=2", "eval.prompts=2"],
     )
     assert fingerprint(moved) == fingerprint(config)
-    mended = ["rollout.max_batch=4", "policy.vae_tiling=true", "rewards.timeout_s=99"]
+    mended = ["rollout.max_batch=4", "learner.micro_batch=2", "rewards.timeout_s=99"]
     assert fingerprint(load("toy", mended)) == fingerprint(config)  # after an out of memory
     changed = load("toy", ["learner.learning_rate=0.5", "rollout.group_size=4"])
     differing = {k for k, v in fingerprint(changed).items() if fingerprint(config)[k] != v}

@@ -15,16 +15,12 @@ from cluster.clips import Clip, read_clips
 from cluster.config import RunConfig, load, with_overrides
 from cluster.evaluation.kept_figures import KeptFigures
 from cluster.evaluation.measure import ClipFigures
-from cluster.evaluation.sampling import (
-    own_policy,
-    rollout_workers,
-    sample,
-    sampled_unlike_trained,
-)
+from cluster.evaluation.sampling import rollout_workers, sample, sampled_unlike_trained
 from cluster.evaluation.sources import Source, find_source, fixed_pairs
 from cluster.local import local_rollouts
 from cluster.pools import Published
 from cluster.storage import RunFolder
+from cluster.weights import with_adapter
 from prompts.schema import Prompt
 
 ADAPTER = "benchmarks/results/reproduction/adapters/full-seed0"
@@ -43,7 +39,7 @@ def sampled(
 ) -> list[str]:
     """What `sample` says."""
     lines: list[str] = []
-    own = own_policy(config, source)
+    own = with_adapter(config, source.trained)
     with rollout_workers(own, None, "cpu") as rollouts:
         chosen = fixed_pairs(config, prompts, pairs)
         asyncio.run(sample(rollouts, own, source, chosen, folder, lines.append))
@@ -88,12 +84,31 @@ def test_samples_of_other_weights_prompts_or_settings_are_not_taken_for_these(
     assert again[0].endswith(" 1 of them sampled before")  # the other text has the same id
 
 
+def test_another_clip_of_the_same_name_is_not_taken_for_a_sample(tmp_path: Path) -> None:
+    """Another evaluation may have copied its clips here, and a person keeps files of his own."""
+    source, config = trained_and_config()
+    config = with_overrides(config, ["rollout.max_batch=1"])  # the same bits, alone or not
+    folder = RunFolder(str(tmp_path / "videos"))
+    folder.write_text("notes.txt", "mine")
+    sampled(folder, source, config, 2)
+    first, second = (clip.file for clip in read_clips(folder.url))
+    sample_of_it = folder.read_bytes(first)
+    folder.write_bytes(first, folder.read_bytes(second))
+    assert sampled(folder, source, config, 2)[0].endswith(" 1 of them sampled before")
+    assert folder.read_bytes(first) == sample_of_it
+    other = with_overrides(config, ["policy.guidance_scale=2.0"])
+    assert sampled(folder, source, other, 1)[0].endswith(" 0 of them sampled before")
+    assert folder.read_text("notes.txt") == "mine"
+    folder.write_text("sampling.json", "torn")
+    assert sampled(folder, source, other, 1)[0].endswith(" 0 of them sampled before")
+
+
 def test_an_adapter_is_scaled_as_it_was_trained() -> None:
     """Another side's alpha would sample another model from the same weights."""
     source, config = trained_and_config()
     other = with_overrides(config, ["policy.lora.alpha=1"])
-    assert own_policy(other, source).policy.lora == config.policy.lora
-    assert own_policy(other, Source("base", None, None)) == other
+    assert with_adapter(other, source.trained).policy.lora == config.policy.lora
+    assert with_adapter(other, None) == other
 
     async def video(used: RunConfig) -> bytes:
         assert source.trained is not None
@@ -103,7 +118,7 @@ def test_an_adapter_is_scaled_as_it_was_trained() -> None:
         [ref] = await rollouts.sample([prompt], [seed], published)
         return (await rollouts.pool.fetch(ref)).tobytes()
 
-    assert asyncio.run(video(own_policy(other, source))) == asyncio.run(video(config))
+    assert asyncio.run(video(with_adapter(other, source.trained))) == asyncio.run(video(config))
     assert asyncio.run(video(other)) != asyncio.run(video(config))
 
 
@@ -129,9 +144,15 @@ def test_figures_are_kept_for_the_same_clip_and_scorers_alone(tmp_path: Path) ->
     assert KeptFigures(out, "b", ["v1"]).read(clip, b"video") is None
     other = clip.model_copy(update={"prompt": "A blue box."})
     assert KeptFigures(out, "a", ["v1"]).read(other, b"video") is None
-    failed = ClipFigures("b", "A box.", 0, {}, {"judge": "no answer within 60 s"})
     lost = Clip(file="b_0.mp4", id="b", prompt="A box.", seed=0)
-    KeptFigures(out, "a", ["v1"]).write(lost, b"video", failed)
+    for who, figures in (("judge", {}), ("reconstruction", {"content": 0.9})):
+        failed = ClipFigures("b", "A box.", 0, figures, {who: "no answer within 60 s"})
+        KeptFigures(out, "a", ["v1"]).write(lost, b"video", failed)
+        assert KeptFigures(out, "a", ["v1"]).read(lost, b"video") is None
+    blank = ClipFigures("b", "A box.", 0, {"s_recon": 0.0}, {"reconstruction": "no texture"})
+    KeptFigures(out, "a", ["v1"]).write(lost, b"video", blank)
+    assert KeptFigures(out, "a", ["v1"]).read(lost, b"video") == blank
+    out.write_text("figures/a/b_0.json", "{torn")
     assert KeptFigures(out, "a", ["v1"]).read(lost, b"video") is None
 
 
@@ -154,3 +175,31 @@ def test_the_command_measures_a_model_against_the_base_and_again_from_what_is_th
     assert "2 of them sampled before" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in kept} == touched
     assert json.loads((tmp_path / "out/evaluation.json").read_text()) == first
+
+
+@pytest.mark.cluster
+def test_a_model_is_sampled_and_scored_by_pools_as_in_one_process(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two rollout workers on Ray, then reward workers: the clips and figures of one process."""
+    import ray
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    source, _ = trained_and_config()
+    command = ["evaluate", source.name, "--pairs", "3", *FEW]
+    assert main([*command, "--out", str(tmp_path / "one"), "--device", "cpu"]) == 0
+    try:
+        assert main([*command, "--out", str(tmp_path / "pools"), "--workers", "2"]) == 0
+    finally:
+        ray.shutdown()
+    capsys.readouterr()
+    one, pools = (
+        json.loads((tmp_path / name / "evaluation.json").read_text()) for name in ("one", "pools")
+    )
+    for alone, pooled in zip(one["sides"][0]["clips"], pools["sides"][0]["clips"], strict=True):
+        assert pooled["figures"] == pytest.approx(alone["figures"], rel=1e-6)
+    for clip in read_clips(str(tmp_path / "one/videos/a")):
+        data = [
+            (tmp_path / name / "videos/a" / clip.file).read_bytes() for name in ("one", "pools")
+        ]
+        assert data[0] == data[1]

@@ -58,6 +58,10 @@ def test_a_learner_clip_by_hand() -> None:
     assert unit_costs(kept, H200)["learner"].seconds == pytest.approx(
         2.25 * (3 * linear + 4 * attention) / (989e12 * 0.4), rel=1e-2
     )
+    twice = load("small", ["learner.updates_per_batch=2"])  # each has half of every group
+    assert unit_costs(twice, H200)["learner"].seconds == pytest.approx(
+        2.5 * (4 * linear + 5 * attention) / (989e12 * 0.4), rel=1e-2
+    )
     alone = load("small", ["rollout.shared_prefix=false"])
     assert unit_costs(alone, H200)["learner"].seconds == pytest.approx(
         4 * (4 * linear + 5 * attention) / (989e12 * 0.4), rel=1e-2

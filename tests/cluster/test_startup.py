@@ -15,10 +15,10 @@ import torch
 from actors.trajectory import LoraWeights, Trajectory, WeightsVersion
 from actors.worker import RolloutWorker
 from benchmarks.simulated import Durations, SimulatedRanks
-from cluster.config import RunConfig, resolve_model
+from cluster.config import RunConfig, load, resolve_model
 from cluster.local import LocalPool, local_workers
 from cluster.pools import Learner, LearnerLost, Rewards, Rollouts, Workers
-from cluster.startup import RunRefused, prove_run
+from cluster.startup import RunRefused, _strictest_start, prove_run
 from learner.batch import BatchShape
 from learner.proof import StartupProofError
 from prompts.dataset import load_prompts
@@ -236,3 +236,10 @@ def test_a_failed_proof_of_many_ranks_is_no_loss_of_ranks(smallest: Build) -> No
     ranks.error = RuntimeError("Connection closed by peer")
     with pytest.raises(LearnerLost, match="lost touch in prove"):
         asyncio.run(learner.prove([]))
+
+
+@pytest.mark.parametrize(("kernel", "start"), [("sde", 5), ("cps", 5), ("dance", 1)])
+def test_the_proof_looks_at_the_window_with_the_least_noise(kernel: str, start: int) -> None:
+    """16 steps at shift 3: the noise of `sde` and `cps` falls along the schedule, that of `dance`
+    grows with the steps."""
+    assert _strictest_start(load("small", [f"rollout.kernel={kernel}"])) == start
