@@ -112,11 +112,16 @@ def test_decoding_in_tiles_or_channels_last_changes_no_picture(
 
 
 def test_the_cache_of_embeddings_is_bounded(policy_config: PolicyConfig) -> None:
-    config = policy_config.model_copy(update={"cached_prompts": 2})
+    """Without guidance two texts; with it the unconditional branch is encoded along with the first,
+    in the same visit of the encoder, and is one of them."""
+    config = policy_config.model_copy(update={"cached_prompts": 2, "guidance_scale": 1.0})
     policy = Policy.load(config, "cpu", with_decoder=False)
     for text in ("a", "b", "c"):
         policy.encode([text])
     assert list(policy._embeddings) == ["b", "c"]
+    guided = Policy.load(config.model_copy(update={"guidance_scale": 2.0}), "cpu", False)
+    guided.encode(["a"])
+    assert set(guided._embeddings) == {"a", guided.config.negative_prompt}
 
 
 def test_sigmas_per_sample_equal_one_at_a_time(policy: Policy) -> None:
