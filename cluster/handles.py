@@ -269,11 +269,11 @@ def check_cluster(config: RunConfig) -> list[Finding]:
     clock: Any = ray.remote(_clock)
     folder, sign = RunFolder(absolute_url(config.run)), f".doctor-{uuid.uuid4().hex[:8]}"
     try:
-        # What cannot be written here is reported by the nodes, which try it too.
-        with contextlib.suppress(Exception):
+        try:
             folder.write_bytes(sign, b"coordinator")
-        seen = sign if _exists(folder, sign) else ""
-        request = probe_request(config, ray.get(listener.address.remote()), seen)
+        except Exception:  # the nodes, which try to write too, report what is wrong
+            sign = ""
+        request = probe_request(config, ray.get(listener.address.remote()), sign)
         asked = [look.options(num_cpus=0, **_on(node)).remote(request) for node in nodes]
         reports: list[NodeReport] = []
         clocks: list[tuple[float, float]] = []
@@ -286,8 +286,9 @@ def check_cluster(config: RunConfig) -> list[Finding]:
             reports.append(replace(report, node=names[node["NodeID"]], time=there))
     finally:
         ray.kill(listener)
-        with contextlib.suppress(Exception):
-            folder.remove(sign)
+        if sign:
+            with contextlib.suppress(Exception):
+                folder.remove(sign)
     free = tuple(replace(node, name=names[node.name]) for node in nodes_for(config, layout(config)))
     facts = ClusterFacts(
         free,
@@ -297,12 +298,6 @@ def check_cluster(config: RunConfig) -> list[Finding]:
         tuple(clocks),
     )
     return diagnose(config, reports, facts)
-
-
-def _exists(folder: RunFolder, name: str) -> bool:
-    with contextlib.suppress(Exception):  # every store has its own exception types
-        return folder.exists(name)
-    return False
 
 
 class _Listener:

@@ -42,11 +42,7 @@ class KeptFigures:
         lost = "reconstruction" in found.failures and "s_recon" not in found.figures
         if lost or found.failures.keys() & {"judge", "aesthetic"}:
             return
-        tree = {
-            "digest": self._digest(clip, data),
-            "clip": asdict(found)
-            | {"figures": dict(found.figures), "failures": dict(found.failures)},
-        }
+        tree = {"digest": self._digest(clip, data), "clip": asdict(found)}
         self.folder.write_text(_name(clip), json.dumps(tree, indent=1))
 
     def _digest(self, clip: Clip, data: bytes) -> str:
