@@ -70,13 +70,14 @@ def flipped_spread(products: Tensor, generator: torch.Generator, flips: int) -> 
     return torch.einsum("fi,ij,fj->f", signs, products, signs).std()
 
 
-def sample_gradient(policy: Policy, trajectory: Trajectory, kernel: Any) -> Tensor:
-    """Gradient [P] of a trajectory's log-density, summed over its window, with respect to the B
-    matrices: those of A are zero while B is."""
+def step_gradients(policy: Policy, trajectory: Trajectory, kernel: Any) -> tuple[Tensor, Tensor]:
+    """Gradients [W, P] of a trajectory's log-density at each step of its window, with respect to
+    the B matrices (those of A are zero while B is), and what GRPO-Guard scales them by, std / -dt
+    [W]."""
     tensors = [p for name, p in lora_parameters(policy.transformer).items() if "lora_B" in name]
     cond, uncond = policy.encode([trajectory.meta.prompt_text]), policy.encode_negative()
     sigmas, start = trajectory.sigmas, trajectory.meta.window_start
-    total = torch.zeros(sum(tensor.numel() for tensor in tensors))
+    rows, scales = [], []
     for w in range(len(trajectory.means)):
         sigma, following = sigmas[start + w], sigmas[start + w + 1]
         state = trajectory.states[w][None]
@@ -84,13 +85,25 @@ def sample_gradient(policy: Policy, trajectory: Trajectory, kernel: Any) -> Tens
         level = trajectory.meta.noise_level
         moments = step_moments(kernel, state, velocity, sigma, following, sigmas[1], level)
         density = log_prob(trajectory.states[w + 1][None], moments.mean, moments.std).sum()
-        total += torch.cat([g.flatten() for g in torch.autograd.grad(density, tensors)])
-    return total
+        rows.append(torch.cat([g.flatten() for g in torch.autograd.grad(density, tensors)]))
+        scales.append(moments.std.flatten()[0] / (sigma - following))
+    return torch.stack(rows), torch.stack(scales)
 
 
-async def collect(config: RunConfig, groups: int) -> tuple[Tensor, list[list[SampleScores]], float]:
-    """Sample gradients [N, G, P], each group's scores [G], CPU seconds of a group's rollout and
-    rewards; groups with a failed score are left out."""
+class Groups(NamedTuple):
+    """Groups of the untrained policy, as many as had no failed score."""
+
+    steps: Tensor
+    """[N, G, W, P], see `step_gradients`."""
+    guard: Tensor
+    """[N, W] their scales."""
+    scored: list[list[SampleScores]]
+    cpu_s: float
+    """CPU seconds of a group's rollout and rewards."""
+
+
+async def collect_steps(config: RunConfig, groups: int) -> Groups:
+    """Roll out, score and differentiate groups."""
     prompts = load_prompts(config.prompts.train)
     policy = Policy.load(
         config.policy.model_copy(update={"model": resolve_model(config.policy.model)}),
@@ -98,7 +111,12 @@ async def collect(config: RunConfig, groups: int) -> tuple[Tensor, list[list[Sam
         with_decoder=False,
     )
     low, span = config.rollout.window_low, config.rollout.window_stop - config.rollout.window_low
-    gradients, scored, spent = [], list[list[SampleScores]](), 0.0
+    gradients, scales, scored, spent = (
+        list[Tensor](),
+        list[Tensor](),
+        list[list[SampleScores]](),
+        0.0,
+    )
     with local_workers(config) as workers:
         for group in range(groups):
             prompt = prompts[group % len(prompts)]
@@ -110,12 +128,20 @@ async def collect(config: RunConfig, groups: int) -> tuple[Tensor, list[list[Sam
             if any(score.failures for score in scores):
                 continue
             kernel = config.rollout.kernel
-            rows = [sample_gradient(policy, t, kernel) for t in rollout.trajectories]
-            gradients.append(torch.stack(rows))
+            rows = [step_gradients(policy, t, kernel) for t in rollout.trajectories]
+            gradients.append(torch.stack([steps for steps, _ in rows]))
+            scales.append(rows[0][1])
             scored.append(scores)
             print(f"\r{group + 1}/{groups} groups", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
-    return torch.stack(gradients), scored, spent / groups
+    return Groups(torch.stack(gradients), torch.stack(scales), scored, spent / groups)
+
+
+async def collect(config: RunConfig, groups: int) -> tuple[Tensor, list[list[SampleScores]], float]:
+    """Sample gradients [N, G, P], summed over the window, each group's scores [G], CPU seconds of
+    a group's rollout and rewards."""
+    found = await collect_steps(config, groups)
+    return found.steps.sum(dim=2), found.scored, found.cpu_s
 
 
 def advantages(parts: dict[str, Tensor], config: RunConfig) -> dict[str, Tensor]:
