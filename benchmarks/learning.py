@@ -160,6 +160,7 @@ def main() -> int:
     small = ["steps=2", "eval.prompts=4", "rollout.groups_per_step=1"] if options.quick else []
     sizes = [f"steps={options.steps}", f"eval.prompts={options.pairs}"]
     sizes.append(f"learner.learning_rate={options.rate}")
+    sizes.append("rewards.repeat_every=0")  # noise rewards are keyed on the order of all scorings
     runs = {f"seed {seed}": [f"seed={seed}"] for seed in (0, 1, 2)}
     runs |= {name: [f"seed={seed}"] for seed, name in enumerate(NOISE_RUNS)}
     runs |= {"learning rate 0": ["learner.learning_rate=0", "steps=2"]}

@@ -84,18 +84,20 @@ async def keep_groups(
 async def _extremes(
     batch: Batch, totals: Mapping[tuple[int, int], float], rewards: Rewards, phase: Phase
 ) -> dict[tuple[int, int], Extreme]:
-    """The best and the worst sample; their groups are kept and their reconstructions at hand."""
-    if len(totals) < 2:
+    """The best and the worst sample of which there is a video, which groups that a checkpoint held
+    have not; their groups are kept and their reconstructions at hand."""
+    shown = [key for key in totals if batch.records[key[0]].rollout.videos]
+    if len(shown) < 2:
         return {}
-    worst, *_, best = sorted(totals, key=lambda key: (totals[key], key))
+    worst, *_, best = sorted(shown, key=lambda key: (totals[key], key))
     for serial, member in (best, worst):
         record = batch.records[serial]
         record.kept = True
         scores = record.scores[member]
         if phase == "main" and scores.artifacts is None:
             video = record.rollout.videos[member]
-            shown = await rewards.artifacts(video, record.request.prompt)
-            record.scores[member] = replace(scores, artifacts=shown)
+            seen = await rewards.artifacts(video, record.request.prompt)
+            record.scores[member] = replace(scores, artifacts=seen)
     return {best: "best", worst: "worst"}
 
 

@@ -47,6 +47,7 @@ _FREE_TO_CHANGE = (
     "supervision.",
     "rewards.artifacts.",
     "rewards.examine_every",
+    "rewards.repeat_every",
     # Where, how and in what portions the same is computed; on a GPU the last bits are others then.
     "policy.text_encoder",
     "policy.cached_prompts",
@@ -279,8 +280,7 @@ def override_names() -> tuple[str, ...]:
 
 
 def thread_environment(threads: int) -> dict[str, str]:
-    """Environment variables that pin every maths library of a process to some threads. Libraries
-    read them as they are imported, so that they have to be set before."""
+    """Variables, to be set before any import, that pin a process's maths libraries to threads."""
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
     return dict.fromkeys(names, str(threads))
 

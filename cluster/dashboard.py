@@ -69,8 +69,10 @@ BOARD: tuple[tuple[str, tuple[Panel, ...]], ...] = (
                 (
                     _by("worldr1_reward_part_std_points", "part"),
                     _one("worldr1_reward_within_group_std_points", "total within a group"),
+                    _one("worldr1_reward_repeat_noise_points", "one video scored again"),
                 ),
-                "Members of a group are compared with each other: no spread within, no learning.",
+                "Members of a group are compared with each other: no spread within, no learning, "
+                "and little where it is below twice what one video's reward varies by.",
             ),
             Panel(
                 "Canary: known-answer clips",

@@ -35,6 +35,10 @@ METRICS = (
         "worldr1_reward_within_group_std_points",
         "Mean standard deviation of the reward between members of a group: what a step learns from",
     ),
+    Metric(
+        "worldr1_reward_repeat_noise_points",
+        "Standard deviation of the reward of one video that is scored again and again.",
+    ),
     Metric("worldr1_reward_part_mean_points", "Mean of a reward part.", "part"),
     Metric("worldr1_reward_part_std_points", "Standard deviation of a reward part.", "part"),
     Metric(
@@ -72,12 +76,14 @@ BY_NAME = {metric.name: metric for metric in METRICS}
 
 
 def samples(row: Mapping[str, Any]) -> Iterator[Sample]:
-    """Samples of a row; rows of other kinds than steps and examinations have none. Values that are
-    not finite are left out: Prometheus would draw them as gaps anyway."""
+    """Samples of a row; rows of other kinds than steps, examinations and repetitions have none.
+    Values that are not finite are left out: Prometheus would draw them as gaps anyway."""
     if row["kind"] == "step":
         found = _step(row)
     elif row["kind"] == "examiner":
         found = _examiner(row)
+    elif row["kind"] == "repeat":
+        found = iter([("worldr1_reward_repeat_noise_points", row["noise"], "")])
     else:
         return
     for name, value, label in found:

@@ -48,6 +48,7 @@ from cluster.patience import missing_is_fine, patiently
 from cluster.pools import ObjectGone, Published, Workers
 from cluster.record import Recorder
 from cluster.recovery import DurableLearner
+from cluster.repeats import Repetition
 from cluster.saving import Saver, Snapshot
 from cluster.startup import prove_run
 from cluster.storage import evaluated_kinds, missing_evaluations
@@ -95,6 +96,7 @@ class Trainer:
     recorder: Recorder = field(init=False)
     supervisor: Supervisor = field(init=False)
     examination: Examination = field(init=False)
+    repetition: Repetition = field(init=False)
     stopping: bool = field(default=False, init=False)
     """Whether SIGTERM has come."""
     _waiting_for: asyncio.Task[Any] | None = field(default=None, init=False)
@@ -133,6 +135,7 @@ class Trainer:
         self.examination = Examination(
             limits.examine_every, reconstruction, self.metrics, limits.timeout_s
         )
+        self.repetition = Repetition(limits.repeat_every, workers.rewards, self.metrics)
         self.supervisor = Supervisor(
             {kind: (pool, getattr(limits, kind)) for kind, pool in workers.rewards.pools.items()},
             config.supervision,
@@ -160,6 +163,7 @@ class Trainer:
                 self.metrics.say(f"SIGTERM: leaving after step {state.step}")
             finally:
                 await self.supervisor.stop()
+                await self.repetition.close()
                 await self.collector.close()
             self.holding.require()
             await self.saver.finish(state)
@@ -193,6 +197,7 @@ class Trainer:
             weights = await self.learner.publish(step)
             self.collector.publish(weights, self.learner.lineages)
         batch = await self._give_up_if_stopped(self.collector.batch(phase))
+        self.repetition.begin(step, phase, batch)
         await self.recorder.before(step, batch)
         report = await self.learner.step(step, batch)
         weights = await self.learner.publish(step + 1)
@@ -205,6 +210,7 @@ class Trainer:
         clocks = stage_clocks(self.workers)
         row = step_row(phase, batch, report, clocks, time.perf_counter() - started)
         self.metrics.write(row | pool_state(self.workers, self.saver.durable))
+        self.repetition.finish(row)
         await self._keep(step, phase, batch)
         self.metrics.refresh_report()
         return state, weights

@@ -211,7 +211,7 @@ class StepGauges:
         atexit.register(self.close)  # before Ray's own end, which was registered earlier
 
     def set(self, row: Mapping[str, Any]) -> None:
-        """Publish a row of a step or an examination in place of the one before."""
+        """Publish a row of a step, examination or repetition in place of the one before."""
         found = list(samples(row))
         if found:
             self._current[str(row["kind"])] = found

@@ -234,6 +234,9 @@ class RewardConfig(BaseModel):
     """A scoring that takes longer than this counts as a failed attempt."""
     examine_every: int = Field(default=100, ge=0, le=10**9)
     """Steps between examinations of the reconstruction on every known-answer clip; 0: none."""
+    repeat_every: int = Field(default=10, ge=0, le=10**9)
+    """Steps, at least, between two whose first sample is scored twice, which measures the reward's
+    noise; 0: none."""
     reconstruction: ReconstructionConfig = ReconstructionConfig()
     """S_recon and S_traj."""
     judge: JudgeConfig = JudgeConfig()

@@ -75,7 +75,8 @@ def test_a_step_becomes_samples() -> None:
 def test_samples_and_board_name_known_metrics_alone() -> None:
     known = {metric.name for metric in METRICS}
     exam = {"kind": "examiner", "step": 5, "scores": {"frozen": {"recon": 0.9}}, "alarms": []}
-    given = {name for each in (row(), exam) for name, _, _ in samples(each)}
+    again = {"kind": "repeat", "step": 5, "noise": 0.01}
+    given = {name for each in (row(), exam, again) for name, _, _ in samples(each)}
     given |= {"worldr1_checkpoint_written_timestamp_seconds", "worldr1_learner_clip_fraction_ratio"}
     assert given | {"worldr1_learner_grad_norm_ratio"} == known
     drawn = {

@@ -65,7 +65,8 @@ def test_learning_rate_zero_moves_nothing(smallest: Build) -> None:
         assert max(parts.values()) <= 1
     rows = [json.loads(x) for x in (Path(config.run) / "metrics.jsonl").read_text().splitlines()]
     evals = {(row["kind"], row["step"]): row for row in rows if row["kind"] != "step"}
-    assert set(evals) == {("eval", 0), ("eval", 2), ("ema", 2), ("alarm", 2)}
+    assert set(evals) == {("eval", 0), ("eval", 2), ("ema", 2), ("alarm", 2), ("repeat", 1)}
+    assert evals["repeat", 1]["difference"] == 0  # embedded scorers repeat themselves exactly
     assert evals["alarm", 2]["alarms"] == []  # equal clips: nothing parts, nothing falls
     judged = evals["eval", 0]
     assert judged["gold"] == evals["ema", 2]["gold"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,17 +12,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cluster.artifacts import groups_to_keep
+from cluster.artifacts import groups_to_keep, keep_groups
 from cluster.config import RunConfig
 from cluster.kept import KeptGroup, load_groups
+from cluster.local import LocalPool
+from cluster.pools import Rewards, SampleScores
 from cluster.report.data import load_run
 from cluster.report.figures import clock_plots
 from cluster.runs import in_this_process, run_training
 from cluster.storage import RunFolder
 from cluster.video import decode_mp4
-from learner.config import ScheduleConfig
-from rewards.config import ArtifactsConfig
+from learner.config import LearnerConfig, ScheduleConfig
+from rewards.config import ArtifactsConfig, RewardConfig
 from tests.cluster.made_run import make_run
+from tests.cluster.test_repeats import batch as restored_batch
 
 
 def test_first_middle_and_last_step_keep_groups() -> None:
@@ -136,3 +140,31 @@ def require_whole(group: KeptGroup, run: Path, frames: int) -> None:
         np.testing.assert_allclose(
             turned @ turned.swapaxes(1, 2), np.broadcast_to(np.eye(3), turned.shape), atol=1e-6
         )
+
+
+def test_extremes_are_sought_where_there_are_videos(tmp_path: Path) -> None:
+    """Groups that a checkpoint held come back without; the one here has the best sample."""
+    batch = restored_batch(videos=False)
+    folder = RunFolder(str(tmp_path))
+    clip = np.zeros((9, 64, 96, 3), np.uint8)
+    record = batch.records[1]
+    record.scores = [SampleScores({}, (), 1)] * 3
+    record.rollout = replace(record.rollout, videos=(clip,) * 3)
+    best = replace(batch.groups[0], rewards=(9.0, 8.0))
+    batch = replace(batch, groups=(best, batch.groups[1]))
+    pools = [LocalPool(kind, None) for kind in ("reconstruction", "judge", "aesthetic")]
+    found = asyncio.run(
+        keep_groups(
+            folder,
+            LocalPool("rollout", None),
+            Rewards(*pools, RewardConfig()),
+            4,
+            "dynamic",
+            batch,
+            LearnerConfig(),
+            extremes=True,
+        )
+    )
+    (kept,) = found
+    assert kept.group == 1
+    assert [member.extreme for member in kept.members] == ["worst", None, "best"]
