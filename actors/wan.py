@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
-from diffusers.pipelines.wan.pipeline_wan import prompt_clean
+from diffusers.pipelines.wan.pipeline_wan import WanPipeline, prompt_clean
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, UMT5EncoderModel
 from transformers.utils import logging as transformers_logging
@@ -50,6 +50,7 @@ def require_parts(model: str, with_decoder: bool, with_text_encoder: bool) -> No
             f"policy.model is {model!r}, which is neither an existing directory nor a hub id "
             "such as 'Wan-AI/Wan2.1-T2V-1.3B-Diffusers'"
         )
+    require_single_network(model)
     asked = ["transformer"] + ["vae"] * with_decoder
     asked += ["text_encoder", "tokenizer"] * with_text_encoder
     for part in asked:
@@ -60,6 +61,26 @@ def require_parts(model: str, with_decoder: bool, with_text_encoder: bool) -> No
             )
         if part != "tokenizer":
             _require_whole(root / part, _CLASSES[part])
+
+
+def require_single_network(model: str) -> None:
+    """ValueError for a pipeline that needs more than one velocity network or a time of each token,
+    as Wan2.2's do: half of one would sample without a word."""
+    index = _pipeline_index(model)
+    second = any(index.get("transformer_2") or ())
+    if second or index.get("boundary_ratio") is not None or index.get("expand_timesteps"):
+        raise ValueError(
+            f"policy.model {model!r} is a pipeline of two networks or of times per token, such as "
+            "Wan2.2; allowed: Wan2.1 text-to-video"
+        )
+
+
+def _pipeline_index(model: str) -> dict[str, Any]:
+    """`model_index.json`; empty where there is none, as in an offline copy of single folders."""
+    try:
+        return dict(WanPipeline.load_config(model))
+    except OSError:
+        return {}
 
 
 def _require_whole(folder: Path, expected: type) -> None:
@@ -124,7 +145,9 @@ def materialise(model: WanTransformer3DModel, device: torch.device, std: float =
 
 
 def load_transformer(model: str, dtype: torch.dtype) -> WanTransformer3DModel:
-    """The velocity network; diffusers keeps its time embedding and norms in float32."""
+    """The velocity network; diffusers keeps its time embedding and norms in float32. ValueError
+    as in `require_single_network`."""
+    require_single_network(model)
     return WanTransformer3DModel.from_pretrained(
         model, subfolder="transformer", torch_dtype=dtype, use_safetensors=True
     )

@@ -65,6 +65,18 @@ def with_camera(config: RunConfig, prompt: Prompt, file: Path | None) -> Prompt:
     return prompt
 
 
+def camera_words(prompt: Prompt) -> str:
+    """What camera a prompt is understood to ask for, in words."""
+    from prompts.motions import detect_segments
+
+    if prompt.c2w is not None:
+        return f"camera as given, {len(prompt.c2w)} poses"
+    segments = detect_segments(prompt.text)
+    if not segments:
+        return "no camera motion is named: plain noise"
+    return "camera " + ", then ".join(map(str, segments))
+
+
 def text_prompt(id: str, text: str) -> Prompt:
     """A prompt that a person typed; ConfigError where it is none."""
     from pydantic import ValidationError

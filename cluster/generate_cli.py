@@ -7,12 +7,17 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cluster.camera_cli import camera_words
 from cluster.config import ConfigError, RunConfig, load, with_overrides
 from cluster.storage import RunFolder, absolute_url
 
 if TYPE_CHECKING:
     from cluster.weights import TrainedWeights
     from prompts.schema import Prompt
+
+
+SHOWN = 20
+"""Prompts whose understood camera is printed."""
 
 
 def add_generate_command(commands: Any) -> None:
@@ -51,6 +56,10 @@ def _generate(options: argparse.Namespace) -> int:
     ]
     folder = RunFolder(absolute_url(options.out))
     folder.require_writable()
+    for prompt in prompts[:SHOWN]:
+        print(f"{prompt.id}: {camera_words(prompt)}", flush=True)
+    if len(prompts) > SHOWN:
+        print(f"and {len(prompts) - SHOWN} more prompts", flush=True)
     from rich.console import Console
     from rich.progress import Progress
 

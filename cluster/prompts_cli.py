@@ -64,6 +64,7 @@ def _generate(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
+    from prompts.dataset import without_camera
     from prompts.prompt_files import read_prompt_file
     from prompts.quality import check_quality, text_dataset
 
@@ -74,6 +75,9 @@ def _check(options: argparse.Namespace) -> int:
     prompts = sum(len(file.prompts) for file in files)
     gated = len(text_dataset(files))
     verdict = f"{len(problems)} problems" if problems else "ok"
+    for file in files:
+        for line in without_camera(file.prompts):
+            print(f"{file.file}: {line}")
     print(f"{len(files)} files, {prompts} prompts, {gated} of them gated for quality: {verdict}")
     return 1 if problems else 0
 

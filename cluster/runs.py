@@ -32,7 +32,7 @@ from cluster.storage import (
 from cluster.trackers import require_tracker
 from cluster.versions import Lineages
 from prompts.camera import require_paths
-from prompts.dataset import load_prompts
+from prompts.dataset import load_prompts, without_camera
 from prompts.schema import Prompt
 from rewards.config import RewardConfig
 from rewards.environments import EnvironmentProblem, require_backends
@@ -108,6 +108,8 @@ def _train(
         f"run {config.run}: {config.steps} steps of {config.rollout.groups_per_step} groups x "
         f"{config.rollout.group_size} samples, from step {state.step}"
     )
+    for line in without_camera(prompts["train"]):
+        say(f"prompts.train: {line}")
     started = time.perf_counter()
     reporter = Refresher(config.run, config.metrics.report_every_s, say)
     with open_workers(config) as workers:

@@ -89,7 +89,8 @@ def write_study(a: str, b: str, to: Path, pairs: int, seed: int | None) -> Study
     videos: dict[str, bytes] = {}
     folders = RunFolder(a), RunFolder(b)
     for first, second in chosen:
-        moves = bool(first.as_prompt().motions)
+        # People judge by the words, which say nothing of a path that was given by hand.
+        moves = first.c2w is None and bool(first.as_prompt().motions)
         asked = tuple(name for name in QUESTIONS if moves or name != "camera")
         pair = StudyPair(
             id=next(tokens), prompt=first.prompt, questions=asked, a=next(tokens), b=next(tokens)

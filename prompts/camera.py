@@ -43,9 +43,10 @@ def require_paths(prompts: Iterable[Prompt], frames: int, camera: CameraConfig) 
     seen: set[tuple[Segment, ...]] = set()
     for prompt in prompts:
         segments = detect_segments(prompt.text)
-        if prompt.c2w is None and segments in seen:
-            continue
-        seen.add(segments)
+        if prompt.c2w is None:
+            if segments in seen:
+                continue
+            seen.add(segments)
         try:
             path = requested_path(prompt, frames, camera.amplitudes)
             if path is not None:
@@ -95,6 +96,8 @@ def read_path(file: str | Path) -> list[list[list[float]]]:
         raise ValueError(f'camera path {file} has no "c2w"; allowed: {{"c2w": [...]}}') from None
     except (OSError, ValueError) as error:
         raise ValueError(f"camera path {file} cannot be used: {error}") from None
+    except RecursionError:
+        raise ValueError(f"camera path {file} cannot be used: it is nested too deeply") from None
 
 
 def camera_path(

@@ -175,3 +175,15 @@ def _require_distinct_ids(parts: Sequence[tuple[Prompt, ...]], whole: str) -> No
                 raise ValueError(
                     f"prompt source {whole!r}: id {prompt.id!r} names two different prompts"
                 )
+
+
+def without_camera(prompts: Sequence[Prompt]) -> list[str]:
+    """A sentence where prompts ask for no camera path, which a person may not have meant: only the
+    phrases of `prompts.motions.VOCABULARY` do."""
+    silent = [p for p in prompts if not p.motions and p.c2w is None]
+    if not silent:
+        return []
+    return [
+        f"{len(silent)} of {len(prompts)} name no camera motion (first: {silent[0].text[:60]!r}): "
+        "plain noise and no S_traj for them; phrases that do: `worldr1 camera --help`"
+    ]

@@ -19,7 +19,7 @@ from pathlib import Path
 import openai
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from prompts.motions import detect_motions
+from prompts.motions import detect_segments
 from prompts.prompt_files import read_prompt_file
 from prompts.quality import NEAR_DUPLICATE_JACCARD, Entry, single_problems
 from prompts.schema import MAX_ID, Prompt
@@ -140,7 +140,7 @@ class _Output:
 
 
 async def enhance_prompts(prompts: Sequence[Prompt], out: Path, config: EndpointConfig) -> Tally:
-    """Enhance every prompt that `out` does not hold yet; prompts without a motion are refused.
+    """Enhance every prompt that `out` does not hold yet.
 
     Raises EndpointRefused where the endpoint rejects key, model or request, ValueError where `out`
     is no prompt file.
@@ -186,7 +186,7 @@ async def _enhance(
             text = await _ask(prompt, client, tally, config, attempt)
         # ValueError: a response whose body is not the JSON that its header promises.
         except (openai.APIError, ValueError) as error:
-            _raise_if_final(error, config)
+            _raise_if_final(error, config, tally)
             tally.errors += 1
             tally.last_reason = type(error).__name__
             await asyncio.sleep(config.backoff_s * 2**attempt)
@@ -238,9 +238,11 @@ async def _ask(
         return ""
 
 
-def _raise_if_final(error: Exception, config: EndpointConfig) -> None:
-    """Errors that every further request would meet, too."""
-    if isinstance(error, openai.APIStatusError) and error.status_code in (400, 401, 403, 404, 422):
+def _raise_if_final(error: Exception, config: EndpointConfig, tally: Tally) -> None:
+    """Errors that every further request would meet, too. A request that is refused after others
+    were answered may be a prompt that the endpoint's filter dislikes."""
+    final = {401, 403, 404} | ({400, 422} if tally.kept + tally.refused == 0 else set())
+    if isinstance(error, openai.APIStatusError) and error.status_code in final:
         raise EndpointRefused(
             f"{config.url} answers {error.status_code} for model {config.model!r} (key from "
             f"{config.key_variable}); nothing more was asked"
@@ -251,7 +253,8 @@ def judge_answer(content: str, source: Prompt, config: EndpointConfig) -> tuple[
     """The enhanced prompt, or None and why the answer is refused."""
     try:
         text = " ".join(Answer.model_validate_json(content).text.split())
-        motions = detect_motions(text)
+        segments = detect_segments(text)
+        motions = tuple(segment.motion for segment in segments)
         prompt = Prompt(
             id=_id(source),
             text=text,
@@ -261,11 +264,15 @@ def judge_answer(content: str, source: Prompt, config: EndpointConfig) -> tuple[
             is_dynamic=source.is_dynamic,
             source=f"endpoint/{config.model}",
             seed=config.seed,
+            c2w=source.c2w,
         )
     except ValidationError as error:
         return None, error.errors()[0]["msg"]
-    if motions != source.motions:
-        asked, named = ([m.value for m in ms] for ms in (source.motions, motions))
+    except ValueError as error:  # an amount of a motion that cannot be
+        return None, str(error)
+    wanted = detect_segments(source.text)
+    if segments != wanted:
+        asked, named = ([str(segment) for segment in each] for each in (wanted, segments))
         return None, f"it names the motions {json.dumps(named)}, asked were {json.dumps(asked)}"
     for problem in single_problems(Entry(prompt, "answer", 0), enhanced=True):
         return None, problem.message

@@ -66,6 +66,11 @@ class Segment:
     amount: float | None = None
     """Extent of this segment in `motion.unit`; None: the configured amplitude."""
 
+    def __str__(self) -> str:
+        if self.amount is None:
+            return self.motion.value
+        return f"{self.motion.value} by {self.amount:g} {self.motion.unit}"
+
 
 def _phrase_pattern(phrase: str) -> str:
     # A prompt may break a line or write a hyphen between the two words of a phrase.
@@ -79,7 +84,8 @@ _DETECTOR = re.compile(
     r"(?<![\w-])(?P<phrase>"
     + "|".join(_phrase_pattern(phrase) for phrase in VOCABULARY)
     + r")(?![\w-])"
-    r"(?:\s+by\s+(?:(?:about|around|roughly)\s+)?(?P<amount>[-+]?[\d.,]*\d)[\s-]*"
+    r"(?:(?:\s+(?:\w+ly\s+)?|,\s*(?=by\b))(?:by\s+)?(?:(?:about|around|roughly)\s+)?"
+    r"(?P<amount>[-+]?[\d.,]*\d(?:\s*(?:to|or|-|–)\s*\d[\d.,]*)?)[\s-]*"
     r"(?:(?P<degrees>[°º]|deg(?:ree)?s?\b)|(?P<depths>(?:scene[\s-]+)?depths?\b)))?",
     re.IGNORECASE,
 )
@@ -89,9 +95,9 @@ def detect_segments(text: str) -> tuple[Segment, ...]:
     """The motions that `text` names, in order of appearance; composites are expanded.
 
     Whole words only and case-insensitive: "push inside" and "Panorama left" name no motion. A
-    motion may be followed by its extent: "by 30 degrees" ("30°") where it turns, "by 0.4 scene
-    depths" ("0.4 depths") where it travels. An empty tuple means that the prompt asks for no
-    camera path. Linear in the length of the text.
+    motion may be followed by its extent, with "by" or without: "by 30 degrees" ("30°") where it
+    turns, "by 0.4 scene depths" ("0.4 depths") where it travels. An empty tuple means that the
+    prompt asks for no camera path. Linear in the length of the text.
 
     ValueError for an amount that does not fit its motion.
     """

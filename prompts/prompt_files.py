@@ -73,6 +73,8 @@ def _parse_lines(path: str, lines: list[bytes], suffix: str) -> PromptFile:
             problems.append(Problem(path, f"is not UTF-8 text: {error.reason}", number))
         except ValidationError as error:
             problems.extend(Problem(path, _sentence(e), number) for e in error.errors())
+        except ValueError as error:  # an amount of a motion that cannot be
+            problems.append(Problem(path, f"prompt: {error}", number))
         else:
             if prompt.id in good:
                 message = f"id {prompt.id!r} is that of line {good[prompt.id][0]}"

@@ -17,7 +17,8 @@ Poses = tuple[tuple[tuple[float, ...], ...], ...]
 """Camera-to-world matrices [F, 4, 4] as they stand in a prompt file."""
 
 MAX_WORDS = 400
-"""Longest prompt: what fits into the 512 tokens that Wan's text encoder reads."""
+"""Longest prompt, in words between spaces: about the 512 tokens that Wan's text encoder reads. It
+does not see what is beyond `policy.max_prompt_tokens`."""
 MAX_ID = 100
 FILE_NAME = re.compile(rf"\w[\w.-]{{0,{MAX_ID - 1}}}", re.ASCII)
 
@@ -136,7 +137,7 @@ def require_rigid(c2w: object) -> NDArray[np.float64]:
     """
     try:
         poses = np.array(c2w, dtype=np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ValueError("c2w is no array of numbers; allowed: F matrices of 4 x 4") from None
     if poses.ndim != 3 or poses.shape[1:] != (4, 4) or not len(poses):
         raise ValueError(f"c2w has shape {poses.shape}; allowed: [F, 4, 4] with F >= 1")

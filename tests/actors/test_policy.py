@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from actors.lora import lora_parameters
 from actors.policy import Policy, velocity
 from actors.sde import ode_step, sigma_schedule
 from actors.trajectory import weights_checksum
+from actors.wan import require_parts
 from tests.actors.conftest import random_weights
 from tests.actors.tiny import LAYERS, SHIFT, TEXT_DIM, TOKENS
 
@@ -289,3 +292,22 @@ def test_what_was_not_loaded_or_is_not_finite_is_refused(
     latents[1, 0, 0, 0, 0] = torch.nan
     with pytest.raises(ValueError, match="clip 1 hold NaN"):
         policy.decode(latents)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"boundary_ratio": 0.875, "transformer_2": ["diffusers", "WanTransformer3DModel"]},
+        {"expand_timesteps": True},
+    ],
+)
+def test_a_pipeline_of_two_networks_is_refused(tmp_path: Path, other: dict[str, Any]) -> None:
+    model = Path(__file__).parents[2] / "toyworld/model"
+    for part in model.iterdir():
+        (tmp_path / part.name).symlink_to(part)
+    index = json.loads((model / "model_index.json").read_text())
+    require_parts(str(tmp_path), with_decoder=True, with_text_encoder=True)
+    (tmp_path / "model_index.json").unlink()
+    (tmp_path / "model_index.json").write_text(json.dumps(index | other))
+    with pytest.raises(ValueError, match=r"two networks or of times per token, such as Wan2\.2"):
+        require_parts(str(tmp_path), with_decoder=False, with_text_encoder=False)

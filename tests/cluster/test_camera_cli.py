@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cluster.camera_cli import camera_words
 from cluster.cli import main
 from prompts.camera import camera_path
+from prompts.dataset import without_camera
 from prompts.motions import Motion
+from prompts.schema import Prompt
 
 
 def test_words_amounts_and_the_last_camera_are_printed(
@@ -77,3 +80,16 @@ def test_what_cannot_be_followed_is_one_sentence(
     assert sentence in error
     assert error.startswith("worldr1: ")
     assert error.count("\n") == 1
+
+
+def test_the_camera_in_words() -> None:
+    prompt = Prompt.from_text("p", "Camera push in, then pan left by 30 degrees. A box.")
+    assert camera_words(prompt) == "camera push in, then pan left by 30 degrees"
+    silent = Prompt.from_text("p", "The camera pans left over a box.")
+    assert camera_words(silent) == "no camera motion is named: plain noise"
+    path = tuple(tuple(map(tuple, pose)) for pose in np.tile(np.eye(4), (9, 1, 1)).tolist())
+    given = silent.model_copy(update={"c2w": path})
+    assert camera_words(given) == "camera as given, 9 poses"
+    assert without_camera([prompt, given]) == []
+    (line,) = without_camera([prompt, silent, given])
+    assert line.startswith("1 of 3 name no camera motion (first: 'The camera pans left over a")

@@ -174,3 +174,12 @@ def test_folder_of_an_evaluation_is_compared_too(tmp_path: Path) -> None:
         (folder / "scores.json").write_text(json.dumps(rows))
     arguments = [str(tmp_path / name) for name in ("step_000000", "step_000096")]
     assert main(["study", *arguments, "--to", str(tmp_path / "study")]) == 0
+
+
+def test_a_path_that_was_given_by_hand_is_in_no_words(tmp_path: Path) -> None:
+    path = tuple(tuple(map(tuple, pose)) for pose in np.tile(np.eye(4), (9, 1, 1)).tolist())
+    prompts = (PROMPTS[0], PROMPTS[1].model_copy(update={"c2w": path}))
+    a, b = (make_folder(tmp_path / name, 60, prompts) for name in "ab")
+    key = write_study(a, b, tmp_path / "study", pairs=2, seed=0)
+    asked = {pair.prompt: "camera" in pair.questions for pair in key.pairs}
+    assert asked == {PROMPTS[0].text: True, PROMPTS[1].text: False}

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from prompts.dataset import load_prompts
@@ -163,6 +164,42 @@ def test_a_request_that_no_try_can_mend_stops_at_once(tmp_path: Path, status: in
     with endpoint(lambda *_: (status, "{}")) as (url, asked), refused:
         run(url, tmp_path / "out.jsonl", concurrency=1)
     assert len(asked) == 1
+
+
+def test_a_prompt_that_a_filter_refuses_does_not_stop_the_others(tmp_path: Path) -> None:
+    def reply(source: str, _: int) -> Reply:
+        return (400, "{}") if source == SOURCES[2].text else answer(good_text(source))
+
+    with endpoint(reply) as (url, asked):
+        tally = run(url, tmp_path / "out.jsonl", attempts=2, concurrency=1)
+    assert (tally.kept, tally.failed, tally.errors, len(asked)) == (5, 1, 2, 7)
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        ("Camera push in by 30 degrees.", "'push in' is asked for by 30 degrees"),
+        ("Camera push in by 0.3 depths.", '"push in by 0.3 depths"], asked were ["push in"]'),
+    ],
+)
+def test_an_answer_with_another_amount_is_refused(tmp_path: Path, said: str, reason: str) -> None:
+    def reply(source: str, before: int) -> Reply:
+        text = good_text(source)
+        return answer(text if before else text.replace("Camera push in.", said))
+
+    with endpoint(reply) as (url, _):
+        tally = run(url, tmp_path / "out.jsonl", SOURCES[:1])
+    assert (tally.kept, tally.refused) == (1, 1)
+    assert reason in tally.last_reason
+
+
+def test_a_given_path_is_kept(tmp_path: Path) -> None:
+    path = np.tile(np.eye(4), (3, 1, 1)).tolist()
+    source = Prompt(**{**SOURCES[0].model_dump(), "c2w": path})
+    with endpoint(lambda source, _: answer(good_text(source))) as (url, _):
+        run(url, tmp_path / "out.jsonl", [source])
+    (kept,) = load_prompts(tmp_path / "out.jsonl")
+    assert kept.c2w == source.c2w
 
 
 def test_nobody_listening_is_an_error_that_is_counted(tmp_path: Path) -> None:

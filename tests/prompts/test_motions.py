@@ -92,6 +92,10 @@ def test_primitives_are_the_papers_nine() -> None:
         ("push in by .4 scene-depths", [(M.PUSH_IN, 0.4)]),
         ("Pan left by about 30-degree steps", [(M.PAN_LEFT, 30.0)]),
         ("orbit right by 40 º", [(M.ORBIT_RIGHT, 40.0)]),
+        ("pan left 30 degrees, push in .4 depths", [(M.PAN_LEFT, 30.0), (M.PUSH_IN, 0.4)]),
+        ("pan left slowly by 30 degrees", [(M.PAN_LEFT, 30.0)]),
+        ("pan left, by 30 degrees", [(M.PAN_LEFT, 30.0)]),
+        ("push in, 20 degrees of frost. Crane up. 3°", [(M.PUSH_IN, None), (M.CRANE_UP, None)]),
     ],
 )
 def test_amounts_follow_their_motion(text: str, expected: list[tuple[Motion, float]]) -> None:
@@ -109,6 +113,8 @@ def test_amounts_follow_their_motion(text: str, expected: list[tuple[Motion, flo
         ("pull out by 0 depths", "allowed: above 0, up to 3 depths"),
         ("pull out by -0.4 depths", "allowed: above 0, up to 3 depths"),
         ("push in by 0,4 depths", "'push in' is asked for by 0,4; allowed: a plain number"),
+        ("pan left by 30 to 40 degrees", "by 30 to 40; allowed: a plain number"),
+        ("pan left 30-40 degrees", "by 30-40; allowed: a plain number"),
         ("pan left by 1,000 degrees", "by 1,000; allowed: a plain number such as 30 or 0.4"),
     ],
 )

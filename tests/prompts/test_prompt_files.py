@@ -32,6 +32,7 @@ def write(path: Path, *lines: str | bytes) -> str:
     ("bad", "message"),
     [
         ('{"id": "x", ', "line: Invalid JSON"),
+        (line("x", "Push in by 30 degrees."), "line: 'push in' is asked for by 30 degrees"),
         (line("x", "A box.", ["fly up"]), "motions.0: Input should be 'push in'"),
         (line("x", ""), "prompt: String should have at least 1 character"),
         (line("x", "  "), "prompt: is blank"),
@@ -167,3 +168,11 @@ def test_any_name_of_a_text_file_gives_ids_that_name_files(
 def test_an_id_that_names_no_file_is_refused(id: str) -> None:
     with pytest.raises(ValidationError, match="names files; allowed: letters"):
         Prompt.from_text(id, "A ball.")
+
+
+def test_an_amount_that_cannot_be_is_a_problem_of_its_line(tmp_path: Path) -> None:
+    path = write(tmp_path / "mine.txt", "Push in. A box.", "Push in by 30 degrees.", "Pan left.")
+    found = read_prompt_file(path)
+    assert found.lines == (1, 3)
+    (problem,) = found.problems
+    assert str(problem).startswith(f"{path}, line 2: prompt: 'push in' is asked for by 30 degrees")
