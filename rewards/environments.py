@@ -141,6 +141,10 @@ def located(rewards: RewardConfig) -> RewardConfig:
             if path and Path(path).exists():
                 changed[name] = str(Path(path).absolute())
         families[family] = config.model_copy(update=changed)
+    trunk = rewards.perceptual.weights
+    if trunk and Path(trunk).exists():
+        absolute = {"weights": str(Path(trunk).absolute())}
+        families["perceptual"] = rewards.perceptual.model_copy(update=absolute)
     return rewards.model_copy(update=families)
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import fcntl
 import functools
 import os
+import stat
+import sys
 import tempfile
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -84,10 +86,13 @@ def renderer_of(renderer: Renderer, device: torch.device | str) -> Literal["torc
         raise RendererMissing(f"renderer = 'gsplat' rasterises on CUDA only, not on {device!s}")
     try:
         kernels = _gsplat_kernels()
-    except ImportError as error:
+    except RendererMissing:
+        raise
+    except (ImportError, RuntimeError) as error:  # RuntimeError: torch's, where compiling fails
+        reason = str(error).strip().partition("\n")[0]
         raise RendererMissing(
-            f"gsplat cannot be imported ({error}); make its environment with `worldr1 envs build "
-            "reconstruction`, or set rewards.reconstruction.renderer = 'torch'"
+            f"gsplat cannot be imported or compiled ({reason}); make its environment with "
+            "`worldr1 envs build reconstruction`, or set rewards.reconstruction.renderer = 'torch'"
         ) from None
     if kernels is None:
         raise RendererMissing(
@@ -104,15 +109,31 @@ def _gsplat_kernels() -> object | None:
     One process at a time, and on the node's own disk: gsplat removes what another process, or
     another node with the same home, has begun to compile.
     """
-    folder = Path(tempfile.gettempdir()) / f"worldr1-torch-extensions-{os.getuid()}"
-    folder.mkdir(exist_ok=True)
+    folder = own_folder(f"worldr1-torch-extensions-{os.getuid()}-{torch.__version__}")
     os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(folder))
+    # The environment's own ninja, which is on no PATH where Python was started by its full name.
+    here = str(Path(sys.executable).parent)
+    os.environ["PATH"] = os.pathsep.join([here, os.environ.get("PATH", os.defpath)])
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         from gsplat.cuda._backend import _C
 
         kernels: object | None = _C
         return kernels
+
+
+def own_folder(name: str) -> Path:
+    """A folder for temporary files that nobody else can write. What lies there is loaded as code:
+    RendererMissing where somebody else made it."""
+    folder = Path(tempfile.gettempdir()) / name
+    folder.mkdir(mode=0o700, exist_ok=True)
+    status = folder.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o022:
+        raise RendererMissing(
+            f"{folder} is no folder of this user alone, and compiled kernels are loaded from it; "
+            "remove it, or set TMPDIR to a folder of your own"
+        )
+    return folder
 
 
 def render(

@@ -28,6 +28,8 @@ MAX_DEATHS = 3
 """A sample in flight at so many deaths of the server is set aside."""
 SILENT_ROUNDS = 2
 """So many full rounds of requests without an answer, and a server is replaced."""
+MIN_REQUEST_S = 1.0
+"""A request is given this long, however late its call is."""
 REFUSALS = (400, 401, 403, 404, 413, 422)
 """Statuses with which every further attempt would be answered, too."""
 
@@ -82,7 +84,10 @@ class VisionLanguageJudge:
             served = self._served(deadline - time.monotonic())
             try:
                 client, ids = self._connection(served)
-                response = client.chat.completions.with_raw_response.create(
+                left = max(deadline - time.monotonic(), MIN_REQUEST_S)
+                response = client.with_options(
+                    timeout=min(self._config.request_timeout_s, left)
+                ).chat.completions.with_raw_response.create(
                     model=self._config.model,
                     messages=conversation,  # type: ignore[arg-type]
                     extra_body=sampling(ids),

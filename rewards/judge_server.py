@@ -6,6 +6,7 @@ It listens on loopback only and asks for a key that nobody but the worker knows.
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import logging
@@ -87,6 +88,8 @@ def serve_environment(key: str, device: str, inherited: Mapping[str, str]) -> di
         if name in HUB_TOKENS or not SECRET_NAME.search(name)
     }
     kept |= {"VLLM_API_KEY": key, "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+    # Where its processes meet each other, which nothing guards.
+    kept |= {"VLLM_HOST_IP": LOOPBACK}
     # The worker's import path is core's business: the environment has packages of its own.
     kept.pop("PYTHONPATH", None)
     if device == "cpu":
@@ -154,6 +157,17 @@ class JudgeServer:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _keep_up(self) -> None:
+        try:
+            self._keep_server()
+        except Exception as error:  # a full disk, a log that was tidied away: nobody else ends it
+            with contextlib.suppress(Exception):
+                self._end()
+            with self._state:
+                self._served = None
+                self._lost = f"the judge's server is not kept up: {type(error).__name__} {error}"
+                self._state.notify_all()
+
+    def _keep_server(self) -> None:
         failed = 0
         while not self._closing.is_set() and failed < MAX_FAILED_STARTS:
             self._suspected.clear()
@@ -220,7 +234,10 @@ class JudgeServer:
             process.end(END_WAIT_S)
 
     def _last_words(self, status: int | None) -> str:
-        lines = self.log.read_text(errors="replace").splitlines()
+        try:
+            lines = self.log.read_text(errors="replace").splitlines()
+        except OSError as error:
+            lines = [f"its log cannot be read: {error.strerror}"]
         errors = [line for line in lines if re.search(r"\b\w*(Error|Exception)\b", line)]
         said = (errors or lines or [""])[-1].strip()[-300:]
         end = "it does not answer" if status is None else f"it ended with status {status}"

@@ -26,6 +26,7 @@ ALEXNET = "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth"
 """torchvision's `AlexNet_Weights.IMAGENET1K_V1`; the name ends in the start of its SHA-256."""
 LAYERS = (0, 3, 6, 8, 10)
 """Places of AlexNet's convolutions in torchvision's `features`; each is tapped after its ReLU."""
+TRUNK_TENSORS = tuple(f"features.{p}.{kind}" for p in LAYERS for kind in ("weight", "bias"))
 CHANNELS = (3, 64, 192, 384, 256, 256)
 SHAPES = ((11, 4, 2), (5, 1, 2), (3, 1, 1), (3, 1, 1), (3, 1, 1))
 """Kernel, stride and padding of each convolution; the second and third follow a max pool."""
@@ -172,13 +173,9 @@ def torchvision_tensors() -> Mapping[str, Tensor]:
 
 
 def _trunk(weights: str | None) -> nn.Module:
-    if weights is None:
-        raise WeightsMissing(
-            "LPIPS needs AlexNet's weights where torchvision cannot fetch them: give its `features`"
-            " as a safetensors file in rewards.perceptual.weights"
-        )
+    tensors = torchvision_tensors() if weights is None else trunk_tensors(weights)
     trunk = AlexTrunk()
-    trunk.load_state_dict(trunk_tensors(weights), strict=True)
+    trunk.load_state_dict({name: tensors[name] for name in TRUNK_TENSORS}, strict=True)
     return _Lpips(trunk, head_tensors())
 
 
@@ -188,11 +185,10 @@ def trunk_tensors(weights: str) -> dict[str, Tensor]:
 
     file = weights_file("rewards.perceptual.weights", weights, TRUNK_FILE)
     tensors = load_file(file)
-    wanted = [f"features.{place}.{kind}" for place in LAYERS for kind in ("weight", "bias")]
-    missing = [name for name in wanted if name not in tensors]
+    missing = [name for name in TRUNK_TENSORS if name not in tensors]
     if missing:
         raise WeightsMissing(f"{file} has no {missing[0]}: it is no AlexNet as torchvision has it")
-    return {name: tensors[name] for name in wanted}
+    return {name: tensors[name] for name in TRUNK_TENSORS}
 
 
 def head_tensors() -> list[Tensor]:

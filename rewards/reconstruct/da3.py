@@ -11,6 +11,7 @@ worker. How many were used is logged as `frames`.
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Mapping
 from functools import cached_property
@@ -67,18 +68,24 @@ class DepthAnything3:
         network = self.network
         while True:
             frames = chosen_frames(len(video), self._limit)
+            shown = resized(video[frames], self.config.resolution)
             try:
-                shown = resized(video[frames], self.config.resolution)
-                output = self._predict(network, shown)
-                return from_prediction(output, shown, frames, self.config.renderer)
+                return self._reconstruct(network, shown, frames)
             except torch.OutOfMemoryError:
-                if len(frames) <= MIN_FRAMES:
-                    raise ReconstructionError(
-                        f"{MIN_FRAMES} frames of {shown.shape[1]} x {shown.shape[2]} pixels do not "
-                        "fit into the GPU's memory; set a smaller rewards.reconstruction.resolution"
-                    ) from None
-                self._limit = max(len(frames) * 2 // 3, MIN_FRAMES)
-                torch.cuda.empty_cache()
+                pass  # while it is handled, its traceback holds what did not fit
+            if len(frames) <= MIN_FRAMES:
+                raise ReconstructionError(
+                    f"{MIN_FRAMES} frames of {shown.shape[1]} x {shown.shape[2]} pixels do not "
+                    "fit into the GPU's memory; set a smaller rewards.reconstruction.resolution"
+                )
+            self._limit = max(len(frames) * 2 // 3, MIN_FRAMES)
+            torch.cuda.empty_cache()
+
+    def _reconstruct(
+        self, network: nn.Module, shown: U8, frames: NDArray[np.intp]
+    ) -> Reconstruction:
+        output = self._predict(network, shown)
+        return from_prediction(output, shown, frames, self.config.renderer)
 
     @torch.inference_mode()
     def _predict(self, network: nn.Module, video: U8) -> Mapping[str, Any]:
@@ -144,12 +151,14 @@ def load_network(model: str) -> nn.Module:
 
 
 def require_own_classes(config: Any) -> None:
-    """Raise WeightsMissing where a model's configuration names a class outside of the package, or
-    holds an expression: the package would import and evaluate both."""
+    """Raise WeightsMissing where a model's configuration names anything but a network class of the
+    package, or holds an expression: the package would import, call and evaluate all of it."""
     if isinstance(config, dict):
         target = config.get("__object__")
-        if target is not None and not str(target.get("path", "")).startswith(f"{PACKAGE}."):
-            raise WeightsMissing(f"a model's config.json names {target}: not of {PACKAGE}")
+        if target is not None and not _is_own_network(target):
+            raise WeightsMissing(
+                f"a model's config.json names {target}: no network class of {PACKAGE}.model"
+            )
         for value in config.values():
             require_own_classes(value)
     elif isinstance(config, list):
@@ -157,6 +166,20 @@ def require_own_classes(config: Any) -> None:
             require_own_classes(value)
     elif isinstance(config, str) and "${" in config:
         raise WeightsMissing(f"a model's config.json holds the expression {config!r}")
+
+
+def _is_own_network(target: Any) -> bool:
+    """Whether an `__object__` is a class of the package's networks, defined where it says."""
+    if not isinstance(target, dict) or not set(target) <= {"path", "name", "args"}:
+        return False
+    path, name = str(target.get("path", "")), str(target.get("name", ""))
+    if not path.startswith(f"{PACKAGE}.model."):
+        return False
+    try:
+        found = getattr(importlib.import_module(path), name, None)
+    except ImportError:
+        return False
+    return isinstance(found, type) and issubclass(found, nn.Module) and found.__module__ == path
 
 
 def resized(video: U8, resolution: int) -> U8:

@@ -5,6 +5,7 @@ The network itself is run in its own environment (`test_da3_real.py`, mark `hand
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
@@ -203,17 +204,43 @@ def test_the_processed_size_is_whole_patches_with_the_aspect_kept() -> None:
     assert size(64, 96, 504) == (336, 504)
 
 
-def test_a_models_configuration_may_name_its_own_package_alone() -> None:
-    def config(path: str, **more: Any) -> dict[str, Any]:
-        return {"net": {"__object__": {"path": path, "name": "x"}, "layers": [{"a": 1}], **more}}
+@pytest.fixture
+def own_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A package of the real one's name that has a network, a function and another's class."""
+    folder = tmp_path / "depth_anything_3" / "model"
+    folder.mkdir(parents=True)
+    (folder / "da3.py").write_text(
+        "from torch import nn\nfrom torch.nn import Linear\n"
+        "class Net(nn.Module):\n    pass\n\ndef make(path):\n    raise RuntimeError(path)\n"
+    )
+    (tmp_path / "depth_anything_3" / "cfg.py").write_text("class Net:\n    pass\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name in ("", ".model", ".model.da3", ".cfg"):
+        monkeypatch.delitem(sys.modules, f"depth_anything_3{name}", raising=False)
+
+
+@pytest.mark.usefixtures("own_package")
+def test_a_models_configuration_may_name_networks_of_its_own_package_alone() -> None:
+    def config(path: str, name: str = "Net", **more: Any) -> dict[str, Any]:
+        target = {"path": path, "name": name, "args": "as_params", **more}
+        return {"net": {"__object__": target, "layers": [{"a": 1}]}}
 
     require_own_classes(config("depth_anything_3.model.da3"))
-    with pytest.raises(WeightsMissing, match="not of depth_anything_3"):
-        require_own_classes(config("os"))
-    with pytest.raises(WeightsMissing, match="not of depth_anything_3"):
-        require_own_classes(config("depth_anything_3x.evil"))
+    for path, name in (
+        ("os", "system"),
+        ("depth_anything_3x.evil", "Net"),
+        ("depth_anything_3.cfg", "Net"),
+        ("depth_anything_3.model.da3", "make"),
+        ("depth_anything_3.model.da3", "Linear"),
+        ("depth_anything_3.model.da3", "missing"),
+        ("depth_anything_3.model.missing", "Net"),
+    ):
+        with pytest.raises(WeightsMissing, match="no network class of depth_anything_3"):
+            require_own_classes(config(path, name))
+    with pytest.raises(WeightsMissing, match="no network class of depth_anything_3"):
+        require_own_classes(config("depth_anything_3.model.da3", more="argv"))
     with pytest.raises(WeightsMissing, match="holds the expression"):
-        require_own_classes(config("depth_anything_3.model.da3", sizes=["${eval:1}"]))
+        require_own_classes({"sizes": ["${eval:1}"]})
 
 
 def test_a_missing_package_is_one_sentence(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from rewards import environments
-from rewards.config import AestheticConfig, JudgeConfig, RewardConfig
+from rewards.config import AestheticConfig, JudgeConfig, PerceptualConfig, RewardConfig
 from rewards.environments import (
     FOLDER,
     RECIPES,
@@ -114,6 +114,10 @@ def test_names_and_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert located(config).judge.env == str(tmp_path / "judge")
     assert located(config).judge.model == str(tmp_path / "model")
     assert located(RewardConfig()) == RewardConfig()
+    (tmp_path / "alexnet.safetensors").touch()
+    lpips = PerceptualConfig(backend="lpips", weights="alexnet.safetensors")
+    found = located(RewardConfig(perceptual=lpips)).perceptual.weights
+    assert found == str(tmp_path / "alexnet.safetensors")
 
 
 def test_a_folder_that_is_something_else_is_not_touched(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ Not covered here: a real vLLM server (tests/cluster/test_judge_served.py).
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -154,6 +155,23 @@ def test_a_server_that_is_not_up_in_time_is_an_error_in_time(tmp_path: Path) -> 
     assert until(lambda: gone(server.pid))
     assert time.monotonic() - started < 10
     assert os.getpgid(0) != server.pid
+
+
+@pytest.mark.slow
+def test_a_server_that_cannot_be_kept_up_is_lost_and_says_so(tmp_path: Path) -> None:
+    """Somebody tidies its folder away: the next start has nowhere to write its log."""
+    python = tmp_path / "env/bin/python"
+    python.parent.mkdir(parents=True)
+    python.write_text("#!/bin/sh\nexec sleep 60\n")
+    python.chmod(0o755)
+    config = JudgeConfig(backend="vllm", model="m", env=f"{tmp_path}/env", start_timeout_s=1)
+    server = JudgeServer(config, "cpu")
+    assert until(server.log.exists)
+    shutil.rmtree(server.log.parent)
+    with pytest.raises(ServerLost, match="is not kept up: FileNotFoundError"):
+        server.wait(60)
+    assert until(lambda: gone(server.pid))
+    server.close()
 
 
 @pytest.mark.slow

@@ -6,13 +6,15 @@
 from __future__ import annotations
 
 import math
+import tempfile
+from pathlib import Path
 
 import pytest
 import torch
 from gsplat.cuda._torch_impl import _fully_fused_projection, _spherical_harmonics
 
 from rewards import gaussians
-from rewards.gaussians import Gaussians, RendererMissing, render, renderer_of
+from rewards.gaussians import Gaussians, RendererMissing, own_folder, render, renderer_of
 from rewards.harmonics import basis, seen_colors
 from rewards.rasterizer import (
     MAX_ALPHA,
@@ -183,3 +185,20 @@ def test_gsplat_cuda_agrees(terms: int) -> None:
     theirs = render(cuda, w2c, intrinsics, HEIGHT, WIDTH)
     for a, b in zip(ours, theirs, strict=True):
         assert (a - b.cpu()).abs().mean().item() <= 1e-3
+
+
+def test_compiled_kernels_lie_where_nobody_else_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    folder = own_folder("kernels")
+    assert folder == tmp_path / "kernels"
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert own_folder("kernels") == folder
+    folder.chmod(0o777)
+    with pytest.raises(RendererMissing, match="no folder of this user alone"):
+        own_folder("kernels")
+    (tmp_path / "elsewhere").mkdir(mode=0o700)
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(RendererMissing, match="no folder of this user alone"):
+        own_folder("link")
