@@ -50,7 +50,6 @@ def require_parts(model: str, with_decoder: bool, with_text_encoder: bool) -> No
             f"policy.model is {model!r}, which is neither an existing directory nor a hub id "
             "such as 'Wan-AI/Wan2.1-T2V-1.3B-Diffusers'"
         )
-    require_single_network(model)
     asked = ["transformer"] + ["vae"] * with_decoder
     asked += ["text_encoder", "tokenizer"] * with_text_encoder
     for part in asked:

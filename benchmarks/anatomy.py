@@ -20,13 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from actors.lora import lora_parameters
 from benchmarks.coupling import gradients_of
 from benchmarks.pressure import figures, group_options
 from benchmarks.results import Result, machine, write
 from benchmarks.signal import Groups, collect_steps, gradient_signal
 from cluster.config import RunConfig, for_one_process, load
-from cluster.generate import load_policy
 from rewards.scoring import PARTS
 
 
@@ -61,21 +59,21 @@ def signals(
     return {name: {"share": round(s, 6), "z": round(z, 2)} for name, (s, z) in found.items()}
 
 
-def rows(config: RunConfig, groups: Groups, sizes: Mapping[str, int], name: str) -> list[Any]:
+def rows(config: RunConfig, groups: Groups, name: str) -> list[dict[str, Any]]:
     """A row for each weighing, and one for each kind of module."""
     known = [figures(scores, config) for scores in groups.scored]
     parts = [part for part in PARTS if all(part in group for group in known)]
     paid = {part: [group[part] for group in known] for part in (*parts, "advantage")}
     clip = config.learner.advantage_clip
     samples = weighed(groups.steps, groups.guard)
-    found = [
+    found: list[dict[str, Any]] = [
         {"run": f"{name}, {how}", "groups": len(known)} | signals(gradients, paid, clip)
         for how, gradients in samples.items()
     ]
     found += [
         {"run": f"{name}, {kind}", "groups": len(known), "parameters": len(places)}
         | signals(samples["GRPO-Guard"][:, :, places], paid, clip)
-        for kind, places in kinds(sizes).items()
+        for kind, places in kinds(groups.sizes).items()
     ]
     return found
 
@@ -84,10 +82,7 @@ def main() -> int:
     """Measure, print, write the JSON."""
     options = group_options(__doc__, 96)
     config = for_one_process(load("toy", options.overrides, options.config))
-    tensors = lora_parameters(load_policy(config, None, "cpu").transformer)
-    sizes = {name: tensor.numel() for name, tensor in tensors.items() if "lora_B" in name}
-    groups = asyncio.run(collect_steps(config, options.groups))
-    found = rows(config, groups, sizes, options.name)
+    found = rows(config, asyncio.run(collect_steps(config, options.groups)), options.name)
     paid = [key for key in found[0] if key not in ("run", "groups")]
     print(f"{'|G|²/tr(S) x 1000 (z)':<32}" + "".join(f"{part:>17}" for part in paid))
     for row in found:

@@ -97,6 +97,8 @@ class Groups(NamedTuple):
     """[N, G, W, P], see `step_gradients`."""
     guard: Tensor
     """[N, W] their scales."""
+    sizes: dict[str, int]
+    """Values of each B matrix, in the order of P."""
     scored: list[list[SampleScores]]
     cpu_s: float
     """CPU seconds of a group's rollout and rewards."""
@@ -111,12 +113,8 @@ async def collect_steps(config: RunConfig, groups: int) -> Groups:
         with_decoder=False,
     )
     low, span = config.rollout.window_low, config.rollout.window_stop - config.rollout.window_low
-    gradients, scales, scored, spent = (
-        list[Tensor](),
-        list[Tensor](),
-        list[list[SampleScores]](),
-        0.0,
-    )
+    gradients, scales, spent = list[Tensor](), list[Tensor](), 0.0
+    scored: list[list[SampleScores]] = []
     with local_workers(config) as workers:
         for group in range(groups):
             prompt = prompts[group % len(prompts)]
@@ -134,7 +132,9 @@ async def collect_steps(config: RunConfig, groups: int) -> Groups:
             scored.append(scores)
             print(f"\r{group + 1}/{groups} groups", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
-    return Groups(torch.stack(gradients), torch.stack(scales), scored, spent / groups)
+    tensors = lora_parameters(policy.transformer)
+    sizes = {name: tensor.numel() for name, tensor in tensors.items() if "lora_B" in name}
+    return Groups(torch.stack(gradients), torch.stack(scales), sizes, scored, spent / groups)
 
 
 async def collect(config: RunConfig, groups: int) -> tuple[Tensor, list[list[SampleScores]], float]:

@@ -109,9 +109,8 @@ def _description(config: RunConfig, prompt: Prompt, path: CameraPath | None) -> 
         segments = detect_segments(prompt.text)
         share = (frames - 1) / len(segments)
         for number, segment in enumerate(segments):
-            motion, first, last = segment.motion, number * share, (number + 1) * share
-            amount = "" if segment.amount is None else f" by {segment.amount:g} {motion.unit}"
-            lines.append(f"{number + 1}. {motion}{amount}: frames {first:.4g} to {last:.4g}")
+            first, last = number * share, (number + 1) * share
+            lines.append(f"{number + 1}. {segment}: frames {first:.4g} to {last:.4g}")
     else:
         lines.append(f"a given path of {len(path)} cameras")
     end, centres = path.c2w[-1], path.c2w[:, :3, 3]

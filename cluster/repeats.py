@@ -10,7 +10,6 @@ for it, and nothing that trains is computed from it.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import statistics
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -100,8 +99,8 @@ class Repetition:
         """Give up a repetition in progress."""
         if self._task is not None:
             self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+            # Whatever came of it, the run's end and its last checkpoint are not held up.
+            await asyncio.gather(self._task, return_exceptions=True)
             self._task = None
 
     async def _again(self, record: GroupRecord, member: int, reward: float, phase: Phase) -> Answer:
@@ -123,8 +122,9 @@ class Repetition:
     def _write(self, difference: float | None, failures: list[str]) -> None:
         found = list(self._differences)
         noise = repeat_noise(found) if found else None
-        enough = noise is not None and len(found) >= MIN_REPETITIONS
-        alarms = weak_starts(self._spreads, noise) if enough and noise is not None else []
+        alarms = []
+        if noise is not None and len(found) >= MIN_REPETITIONS:
+            alarms = weak_starts(self._spreads, noise)
         row: dict[str, Any] = {
             "kind": "repeat",
             "step": self._last,

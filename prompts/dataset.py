@@ -185,5 +185,5 @@ def without_camera(prompts: Sequence[Prompt]) -> list[str]:
         return []
     return [
         f"{len(silent)} of {len(prompts)} name no camera motion (first: {silent[0].text[:60]!r}): "
-        "plain noise and no S_traj for them; phrases that do: `worldr1 camera --help`"
+        "plain noise and no S_traj for them; `worldr1 camera` with such a text lists what does"
     ]

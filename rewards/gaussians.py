@@ -6,6 +6,7 @@ lie on a GPU, the torch rasteriser elsewhere.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import functools
 import os
@@ -112,8 +113,9 @@ def _gsplat_kernels() -> object | None:
     folder = own_folder(f"worldr1-torch-extensions-{os.getuid()}-{torch.__version__}")
     os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(folder))
     # The environment's own ninja, which is on no PATH where Python was started by its full name.
-    here = str(Path(sys.executable).parent)
-    os.environ["PATH"] = os.pathsep.join([here, os.environ.get("PATH", os.defpath)])
+    here, path = str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)
+    if here not in path.split(os.pathsep):
+        os.environ["PATH"] = os.pathsep.join([here, path])
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         from gsplat.cuda._backend import _C
@@ -126,7 +128,8 @@ def own_folder(name: str) -> Path:
     """A folder for temporary files that nobody else can write. What lies there is loaded as code:
     RendererMissing where somebody else made it."""
     folder = Path(tempfile.gettempdir()) / name
-    folder.mkdir(mode=0o700, exist_ok=True)
+    with contextlib.suppress(FileExistsError):  # whatever it is, it is looked at
+        folder.mkdir(mode=0o700)
     status = folder.lstat()
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o022:
         raise RendererMissing(

@@ -18,7 +18,7 @@ from actors.lora import lora_parameters
 from actors.policy import Policy, velocity
 from actors.sde import ode_step, sigma_schedule
 from actors.trajectory import weights_checksum
-from actors.wan import require_parts
+from actors.wan import load_transformer
 from tests.actors.conftest import random_weights
 from tests.actors.tiny import LAYERS, SHIFT, TEXT_DIM, TOKENS
 
@@ -306,8 +306,8 @@ def test_a_pipeline_of_two_networks_is_refused(tmp_path: Path, other: dict[str, 
     for part in model.iterdir():
         (tmp_path / part.name).symlink_to(part)
     index = json.loads((model / "model_index.json").read_text())
-    require_parts(str(tmp_path), with_decoder=True, with_text_encoder=True)
+    load_transformer(str(tmp_path), torch.float32)
     (tmp_path / "model_index.json").unlink()
     (tmp_path / "model_index.json").write_text(json.dumps(index | other))
     with pytest.raises(ValueError, match=r"two networks or of times per token, such as Wan2\.2"):
-        require_parts(str(tmp_path), with_decoder=False, with_text_encoder=False)
+        load_transformer(str(tmp_path), torch.float32)

@@ -198,6 +198,9 @@ def test_compiled_kernels_lie_where_nobody_else_writes(
     folder.chmod(0o777)
     with pytest.raises(RendererMissing, match="no folder of this user alone"):
         own_folder("kernels")
+    (tmp_path / "file").touch()
+    with pytest.raises(RendererMissing, match="no folder of this user alone"):
+        own_folder("file")
     (tmp_path / "elsewhere").mkdir(mode=0o700)
     (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(RendererMissing, match="no folder of this user alone"):
