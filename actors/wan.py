@@ -77,9 +77,10 @@ def require_single_network(model: str) -> None:
 def _pipeline_index(model: str) -> dict[str, Any]:
     """`model_index.json`; empty where there is none, as in an offline copy of single folders."""
     try:
-        return dict(WanPipeline.load_config(model))
+        index, _unused = WanPipeline.load_config(model, return_unused_kwargs=True)
     except OSError:
         return {}
+    return index
 
 
 def _require_whole(folder: Path, expected: type) -> None:
