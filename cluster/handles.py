@@ -50,7 +50,7 @@ from rewards.judge_worker import JudgeWorker
 from rewards.worker import ReconstructionWorker
 
 ADMISSION = "known_answers"
-"""What a reward worker that joins a run must answer before it scores anything."""
+"""What a reward worker that joins a run or is restarted must answer before it scores anything."""
 
 
 def connect() -> None:
@@ -179,6 +179,7 @@ class _Spawner:
 
     def _pool(self, name: str, worker: type, *args: Any, calls_at_once: int = 1) -> RayPool:
         shape, threads = self.shapes[name], self.config.threads
+        supervision = self.config.supervision
         family = self.config.rewards.pools.get(name)
         environment = family.env if family else ""
 
@@ -196,9 +197,11 @@ class _Spawner:
             name,
             spawn,
             shape.workers,
-            self.config.supervision.max_deaths,
+            supervision.max_deaths,
             ADMISSION if family else None,
             calls_at_once,
+            # As at a run's start: a scorer may take as long to start as a rollout worker a group.
+            supervision.rollout_timeout_s,
         )
         self.pools.append(pool)
         return pool

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
@@ -30,13 +29,13 @@ from ray.exceptions import (
     RuntimeEnvSetupError,
 )
 
+from cluster.calls import Call, first_line, settle, within
 from cluster.clocks import Meter
 from cluster.dispatch import Dispatch, NobodyLeft
 from cluster.pools import ObjectGone, WorkerLost, bind
 from rewards.checks import BROKEN
 
 log = logging.getLogger(__name__)
-Call = asyncio.Future[Any]
 
 DEATHS = (
     RayActorError,
@@ -54,9 +53,10 @@ FIRST_BIRTHS_S, LATER_BIRTHS_S = (0.0, 0.0), (1.0, 10.0, 60.0)
 many times in a row, after these pauses: at once while it has never worked, since the reason is then
 most likely the user's; later a model store or a full GPU may need a while."""
 REVIVAL_POLL_S = 0.1
-SETTLING_TURNS = 5
-"""Turns of the event loop in which an answer that has arrived is noticed. Where something held the
-loop up, a time limit that ran out meanwhile is seen before the answers that came meanwhile."""
+
+
+class _NotAdmitted(Exception):
+    """A worker that starts but does not pass its admission."""
 
 
 @dataclass(slots=True, eq=False)
@@ -85,10 +85,12 @@ class RayPool:
         max_deaths: int = 3,
         admission: str | None = None,
         calls_at_once: int = 1,
+        admission_s: float | None = None,
     ) -> None:
-        """`spawn(index)` starts an actor; `admission` names a method that a worker which joins
-        later must answer before it gets work; a call in flight at `max_deaths` deaths is given up.
-        A worker is given at most `calls_at_once` calls; the meter counts each as a worker.
+        """`spawn(index)` starts an actor; `admission` names a method that a worker which joins or
+        is restarted must answer within `admission_s` before it gets work; a call in flight at
+        `max_deaths` deaths is given up. A worker is given at most `calls_at_once` calls; the meter
+        counts each as a worker.
         """
         self.name = name
         self.calls_at_once = calls_at_once
@@ -98,7 +100,7 @@ class RayPool:
         """Workers that were asked for and do not work yet."""
         self.deaths = 0
         """Calls that lost their worker."""
-        self._spawn, self._admission = spawn, admission
+        self._spawn, self._admission, self._admission_s = spawn, admission, admission_s
         self._next_index = workers
         self._members = [_Member(index, spawn(index)) for index in range(workers)]
         self._dispatch: Dispatch[_Member] = Dispatch(calls_at_once)
@@ -129,16 +131,16 @@ class RayPool:
             actor = member.actor
             call = asyncio.ensure_future(_invoke(actor, method, args, returns))
             try:
-                answer = await _within(call, timeout_s)
+                answer = await within(call, timeout_s)
             except asyncio.CancelledError:
                 self._start(self._abandoned(member, actor, call, started, timeout_s))
                 raise
             except DEATHS as error:
-                lost = _first_line(error)
+                lost = first_line(error)
                 log.warning("%s: a worker died in %s: %s", self.name, method, lost)
                 self._died(member, started)
             except LOSSES as error:
-                lost = _first_line(error)
+                lost = first_line(error)
                 log.warning("%s: a worker cannot go on after %s: %s", self.name, method, lost)
                 self._broke(member, actor, started)
             except TimeoutError:
@@ -171,15 +173,15 @@ class RayPool:
             for _ in range(self.max_deaths):
                 call = asyncio.ensure_future(_invoke(member.actor, method, args, returns))
                 try:
-                    return await _within(call, limit_s)
+                    return await within(call, limit_s)
                 except DEATHS as error:
-                    lost = _first_line(error)
+                    lost = first_line(error)
                 except TimeoutError:
                     lost = f"no answer within {limit_s} s"
                     ray.kill(member.actor, no_restart=False)
                 finally:
                     call.cancel()
-                if not await self._revive(member):
+                if not await self._revive(member, admit=False):
                     break
             raise WorkerLost(f"a {self.name} worker died again and again in {method}: {lost}")
 
@@ -234,7 +236,7 @@ class RayPool:
     ) -> None:
         """See a call to its end that nobody waits for: what it answers or raises says nothing."""
         try:
-            await _within(call, timeout_s)
+            await within(call, timeout_s)
         except DEATHS:
             self._died(member, started)
         except LOSSES:
@@ -302,24 +304,27 @@ class RayPool:
             self._count(1)
             self._dispatch.open(member)
 
-    async def _revive(self, member: _Member) -> bool:
-        """Wait until a worker answers again; False where it is gone for good."""
+    async def _revive(self, member: _Member, admit: bool = True) -> bool:
+        """Wait until a worker answers again, and has passed its admission where `admit`; False
+        where it is gone for good."""
         while not self._closed:
             actor = member.actor
             try:
                 await actor.__ray_ready__.remote()
+                if admit and self._admission is not None:
+                    await self._admitted(actor, self._admission)
                 member.births = 0
                 return True
             except ActorUnavailableError:
                 await asyncio.sleep(REVIVAL_POLL_S)
-            except RayError as error:  # it died, or cannot be started
+            except (RayError, _NotAdmitted) as error:  # it died, cannot be started or does not pass
                 if member.draining:
                     return False
                 if member.actor is not actor:
                     continue
                 pauses_s = LATER_BIRTHS_S if member.worked else FIRST_BIRTHS_S
                 if member.births >= len(pauses_s):
-                    self._bury(member, _first_line(error))
+                    self._bury(member, first_line(error))
                     return False
                 member.births += 1
                 await asyncio.sleep(pauses_s[member.births - 1])
@@ -328,6 +333,19 @@ class RayPool:
                 if member.actor is actor:
                     member.actor = self._spawn(member.index)
         return False
+
+    async def _admitted(self, actor: Any, method: str) -> None:
+        """What is slow once, such as weights and compiled kernels, is loaded here and not within
+        the limit of a call. A worker that does not pass is killed, whatever the reason."""
+        call = asyncio.ensure_future(_invoke(actor, method, (), 1))
+        try:
+            await within(call, self._admission_s)
+        except Exception as error:
+            call.cancel()
+            ray.kill(actor)
+            late = isinstance(error, TimeoutError)
+            reason = f"no answer within {self._admission_s} s" if late else first_line(error)
+            raise _NotAdmitted(f"it does not pass {method}: {reason}") from error
 
     def _bury(self, member: _Member, reason: str) -> None:
         member.buried = reason
@@ -341,15 +359,8 @@ class RayPool:
             self._dispatch.fail(f"no {self.name} worker is left; the last one: {reason}")
 
     async def _join(self, member: _Member) -> None:
-        alive, reason = False, ""
         try:
             alive = await self._revive(member)
-            if alive and self._admission is not None:
-                await _invoke(member.actor, self._admission, (), 1)
-        except Exception as error:  # a worker that does not pass is not let in, whatever the reason
-            alive, reason = False, _first_line(error)
-            log.warning("%s: a further worker was not admitted: %s", self.name, reason)
-            ray.kill(member.actor)
         finally:
             self.pending -= 1
         if alive:
@@ -357,7 +368,7 @@ class RayPool:
             self._count(1)
             self._dispatch.open(member)
         else:
-            self._fail_if_nobody(reason or member.buried)
+            self._fail_if_nobody(member.buried)
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -404,13 +415,13 @@ class RayRanks:
         ]
         try:
             await asyncio.wait(calls, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
-            await _settle(calls)
+            await settle(calls)
             if not any(call.done() for call in calls):
                 raise TimeoutError(f"no rank answered {method} within {limit_s} s")
             await asyncio.wait(
                 calls, timeout=self._straggler_s, return_when=asyncio.FIRST_EXCEPTION
             )
-            await _settle(calls)
+            await settle(calls)
             for call in calls:
                 if call.done():
                     call.result()
@@ -422,9 +433,7 @@ class RayRanks:
                 )
             return [call.result() for call in calls]
         except DEATHS as error:
-            raise WorkerLost(
-                f"a {self.name} rank died in {method}: {_first_line(error)}"
-            ) from error
+            raise WorkerLost(f"a {self.name} rank died in {method}: {first_line(error)}") from error
         finally:
             for call in calls:
                 call.cancel()
@@ -448,23 +457,6 @@ class RayRanks:
             ray.kill(actor)
 
 
-async def _within(call: Call, timeout_s: float | None) -> Any:
-    """What a call answers or raises; TimeoutError where it is silent. It goes on in any case."""
-    await asyncio.wait([call], timeout=timeout_s)
-    await _settle([call])
-    if not call.done():
-        raise TimeoutError
-    return call.result()
-
-
-async def _settle(calls: Sequence[Call]) -> None:
-    """Let answers that have arrived be noticed."""
-    for _ in range(SETTLING_TURNS):
-        if all(call.done() for call in calls):
-            return
-        await asyncio.sleep(0)
-
-
 async def _invoke(actor: Any, method: str, args: tuple[Any, ...], returns: int) -> Any:
     refs = getattr(actor, method).options(num_returns=returns).remote(*bind(args))
     try:
@@ -472,10 +464,10 @@ async def _invoke(actor: Any, method: str, args: tuple[Any, ...], returns: int) 
             return await refs
         return (await refs[0], *refs[1:])
     except ObjectLostError as error:
-        raise ObjectGone(_first_line(error)) from error
+        raise ObjectGone(first_line(error)) from error
     except RayTaskError as error:
         if isinstance(error.cause, ObjectLostError):
-            raise ObjectGone(_first_line(error.cause)) from error
+            raise ObjectGone(first_line(error.cause)) from error
         # What the method raised, as under --local; the remote traceback stays attached.
         raise error.cause from error
 
@@ -484,16 +476,4 @@ async def _fetch(ref: Any) -> Any:
     try:
         return await ref
     except ObjectLostError as error:
-        raise ObjectGone(_first_line(error)) from error
-
-
-def _first_line(error: BaseException) -> str:
-    """Ray's first sentence, and whom it speaks of: class, process and node of the actor."""
-    text = str(error)
-    whom = dict(re.findall(r"^\s*(class_name|pid|ip): (\S+)", text, re.MULTILINE))
-    lines = text.splitlines()
-    first = lines[0] if lines else type(error).__name__
-    if not whom:
-        return first
-    who = f"{whom.get('class_name', 'actor')}, pid {whom.get('pid', 'unknown')}"
-    return f"{first} ({who}, node {whom.get('ip', 'unknown')})"
+        raise ObjectGone(first_line(error)) from error

@@ -15,11 +15,12 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cluster.collect import Batch, GroupRecord
+from cluster.collect import Batch
 from cluster.metrics import MetricsLog
-from cluster.pools import ObjectGone, Rewards
+from cluster.pools import ObjectGone, Ref, Rewards
 from cluster.rows import Row
 from learner.schedule import Phase
+from prompts.schema import Prompt
 from rewards.scoring import combine
 
 REMEMBERED = 50
@@ -80,7 +81,9 @@ class Repetition:
         for group in batch.groups:
             record = batch.records[group.group]
             if record.rollout.videos:
-                again = self._again(record, group.members[0], group.rewards[0], phase)
+                # Taken here: the step lets go of its videos, maybe before the task runs.
+                video, prompt = record.rollout.videos[group.members[0]], record.request.prompt
+                again = self._again(video, prompt, phase, group.rewards[0])
                 self._last, self._task = step + 1, asyncio.get_running_loop().create_task(again)
                 return
 
@@ -103,12 +106,13 @@ class Repetition:
             await asyncio.gather(self._task, return_exceptions=True)
             self._task = None
 
-    async def _again(self, record: GroupRecord, member: int, reward: float, phase: Phase) -> Answer:
-        video, prompt = record.rollout.videos[member], record.request.prompt
+    async def _again(self, video: Ref, prompt: Prompt, phase: Phase, reward: float) -> Answer:
         try:
             scores = await self.rewards.score(video, prompt, phase)
         except ObjectGone as gone:
             return None, [f"its video is lost: {gone}"]
+        except Exception as error:  # written down; the run needs nothing of a measurement
+            return None, [f"{type(error).__name__}: {error}"]
         if scores.failures:
             return None, [f"{failure.kind}: {failure.reason}" for failure in scores.failures]
         total, _ = combine(scores.parts, self.rewards.config.weights, phase)

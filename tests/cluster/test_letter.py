@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from ray.exceptions import ActorDiedError
 
+from cluster.calls import first_line
 from cluster.config import RunStopped
 from cluster.letter import explain
 from cluster.loop import DivergedError
-from cluster.ray_pool import _first_line
 from cluster.storage import RunFolder
 
 
@@ -62,5 +62,5 @@ def test_dead_actor_is_named_with_its_process_and_node() -> None:
     error = ActorDiedError()
     error.args = ("The actor died.\n\tclass_name: LearnerRank\n\tpid: 77\n\tip: 10.0.0.3\nmore",)
     error.error_msg = error.args[0]
-    assert _first_line(error) == "The actor died. (LearnerRank, pid 77, node 10.0.0.3)"
-    assert _first_line(ValueError("plain\nmore")) == "plain"
+    assert first_line(error) == "The actor died. (LearnerRank, pid 77, node 10.0.0.3)"
+    assert first_line(ValueError("plain\nmore")) == "plain"

@@ -4,10 +4,11 @@ Ray's actors. Real deaths: test_ray_pool.py."""
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -23,6 +24,9 @@ from cluster import ray_pool
 from cluster.pools import WorkerLost
 from cluster.ray_pool import FIRST_BIRTHS_S, RayPool, RayRanks
 from rewards.checks import WorkerBroken
+from rewards.known_answer import KnownAnswerError
+
+WRONG = KnownAnswerError("the clip scores 0.1")
 
 
 @dataclass
@@ -40,16 +44,19 @@ class Method:
         future = loop.create_future()
         answer = self.answer() if callable(self.answer) else self.answer
         tell = future.set_exception if isinstance(answer, Exception) else future.set_result
+        if math.isinf(self.after_s):
+            return future
         threading.Timer(self.after_s, loop.call_soon_threadsafe, (tell, answer)).start()
         return future
 
 
 @dataclass
 class Handle:
-    """An actor of one method."""
+    """An actor of one method, and of the one that it must answer before it gets work."""
 
     work: Method
     __ray_ready__: Method
+    admit: Method = field(default_factory=lambda: Method(True))
 
 
 @pytest.fixture
@@ -177,6 +184,60 @@ def test_calls_wait_for_a_worker_that_is_on_its_way_when_the_last_one_is_gone(
     asyncio.run(test())
     with pytest.raises(WorkerLost, match="no waiters worker is left; the last one: Failed"):
         asyncio.run(failing())
+
+
+def test_a_restarted_worker_gets_work_only_when_it_has_passed_its_admission(
+    killed: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A wrong answer and a silence cost the actor; the next one passes."""
+    monkeypatch.setattr(ray_pool, "FIRST_BIRTHS_S", (0.0, 0.0, 0.0))
+    admissions = [Method(True), Method(WRONG), Method(True, math.inf), Method(True)]
+    seen: list[str] = []
+    actors: list[Handle] = []
+
+    def spawn(_: int) -> Handle:
+        number, admission = len(actors), admissions[len(actors)]
+
+        def work() -> Any:
+            seen.append(f"work {number}")
+            return 7 if number else ActorDiedError()
+
+        def admit() -> Any:
+            seen.append(f"admit {number}")
+            return admission.answer
+
+        ready = True if number else ActorDiedError()
+        actors.append(Handle(Method(work), Method(ready), Method(admit, after_s=admission.after_s)))
+        return actors[-1]
+
+    async def test() -> None:
+        pool = RayPool("waiters", spawn, 1, admission="admit", admission_s=0.3)
+        assert await asyncio.wait_for(pool.call("work"), 20) == 7
+
+    asyncio.run(test())
+    assert seen == ["work 0", "admit 1", "admit 2", "admit 3", "work 3"]
+    assert killed == actors[1:3]
+
+
+def test_a_worker_that_never_passes_its_admission_is_given_up_and_said_why(
+    killed: list[Any],
+) -> None:
+    """One that joins when the last one is gone; as often as one that cannot start."""
+    dead = Handle(Method(ActorDiedError()), Method(ActorDiedError()))
+
+    async def test() -> None:
+        pool = RayPool(
+            "waiters",
+            lambda index: Handle(Method(7), Method(True), Method(WRONG)) if index else dead,
+            1,
+            admission="admit",
+        )
+        pool.grow()
+        await asyncio.wait_for(pool.call("work"), 20)
+
+    with pytest.raises(WorkerLost, match="the last one: it does not pass admit: the clip scores"):
+        asyncio.run(test())
+    assert len(killed) == 1 + len(FIRST_BIRTHS_S)
 
 
 def test_a_death_by_memory_is_repaired(killed: list[Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,10 +56,13 @@ class Fixed:
 
 
 class Lost:
-    """A worker to whom the video cannot be brought."""
+    """A worker to whom the video cannot be brought, or that has another error."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
 
     def score(self, *args: Any) -> Any:
-        raise ObjectGone("its node is gone")
+        raise self.error
 
 
 class Slow(LocalPool):
@@ -222,11 +226,40 @@ def test_a_group_without_videos_is_passed_over(tmp_path: Path) -> None:
     assert worker.seen == ["video 1.0"]
 
 
-def test_a_lost_video_is_counted_and_no_error(tmp_path: Path) -> None:
+def test_a_step_may_let_go_of_its_videos_at_once(tmp_path: Path) -> None:
+    """As under --local, where a step can be over before any other task has had a turn."""
     metrics = log(tmp_path, [])
-    (found,) = run_steps(Repetition(1, rewards(Lost()), metrics), metrics, [0])
+    worker, given = Reconstructor([1.02]), batch()
+    repetition = Repetition(1, rewards(worker), metrics)
+
+    async def run() -> None:
+        repetition.begin(0, "main", given)
+        for record in given.records.values():
+            record.rollout = replace(record.rollout, videos=())
+        for _ in range(20):
+            await asyncio.sleep(0)
+        repetition.finish(row(step=0, phase="main", spread_by_window_start={"3": 0.01}))
+
+    asyncio.run(run())
+    (found,) = metrics.rows("repeat")
+    assert worker.seen == ["video 0.1"]
+    assert found["difference"] == pytest.approx(0.02)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ObjectGone("its node is gone"), "its video is lost: its node is gone"),
+        (LookupError("as it is"), "LookupError: as it is"),
+    ],
+)
+def test_what_goes_wrong_is_counted_and_ends_no_run(
+    tmp_path: Path, error: Exception, said: str
+) -> None:
+    metrics = log(tmp_path, [])
+    (found,) = run_steps(Repetition(1, rewards(Lost(error)), metrics), metrics, [0])
     assert found["difference"] is found["noise"] is None
-    assert found["failures"] == ["its video is lost: its node is gone"]
+    assert found["failures"] == [said]
     assert list(samples(found)) == []
 
 
