@@ -44,7 +44,8 @@ class PolicyConfig(BaseModel):
     """Prompts are padded or cut to this length (Wan2.1: 512)."""
     attention: Literal["native", "flash"] = "native"
     """Attention backend, by diffusers' own names; only those that have a backward pass, since
-    rollout and learner must be the same policy."""
+    rollout and learner must be the same policy. `flash` needs the package flash-attn, which no
+    extra and no image of this project brings."""
     text_encoder: Literal["offload", "device", "cpu"] = "offload"
     """Where the text encoder (11 GB for Wan2.1) lives: `offload` keeps it in CPU memory and moves
     it to the device for prompts that are not cached, `cpu` encodes there, `device` stays."""

@@ -8,6 +8,7 @@ import logging
 import os
 import random
 import threading
+import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -138,11 +139,19 @@ class FaultyProxy:
         return web.Response()
 
 
+def empty_bucket(url: str, name: str) -> None:
+    """Make a bucket on a server of moto's, all of which share one memory: what another one of this
+    process was given goes first."""
+    import boto3
+
+    urllib.request.urlopen(urllib.request.Request(f"{url}/moto-api/reset", method="POST")).close()
+    boto3.client("s3", endpoint_url=url).create_bucket(Bucket=name)
+
+
 @contextlib.contextmanager
 def faulty_s3(faults: Faults) -> Iterator[tuple[FaultyProxy, str]]:
     """An empty bucket behind the proxy; the client's environment leads to the proxy inside. Also
     the address of the server itself, for what has to happen without faults."""
-    import boto3
     import s3fs
 
     logging.getLogger("werkzeug").setLevel(logging.WARNING)
@@ -160,7 +169,7 @@ def faulty_s3(faults: Faults) -> Iterator[tuple[FaultyProxy, str]]:
     before = {name: os.environ.get(name) for name in environment}
     os.environ.update(environment)
     s3fs.S3FileSystem.clear_instance_cache()
-    boto3.client("s3", endpoint_url=direct).create_bucket(Bucket=BUCKET)
+    empty_bucket(direct, BUCKET)
     try:
         yield proxy, direct
     finally:

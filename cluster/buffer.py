@@ -35,8 +35,8 @@ class NoProgressError(RunStopped):
     """So many groups were rejected that the step cannot be filled."""
 
     advice = (
-        "read why samples failed (`failures` in metrics.jsonl), mend the scorer that it names, "
-        "then start the same command again"
+        "mend what it names (every sample's reason is in the ledger), then start the same command "
+        "again"
     )
 
 
@@ -211,7 +211,7 @@ class GroupBuffer:
             )
             raise NoProgressError(
                 f"{sum(self.rejected.values())} groups of one step were rejected ({counts}) "
-                f"while only {len(self._ready)} of {self.per_step} can train; look at the scorers"
+                f"while only {len(self._ready)} of {self.per_step} can train"
             )
 
     def expire(self, step: int, lineages: Lineages) -> list[Expired]:
@@ -233,8 +233,8 @@ class GroupBuffer:
 
     def take(self, phase: Phase) -> tuple[ReadyGroup, ...]:
         """The batch: the oldest groups of the phase, in the order of serial numbers, whatever came
-        first. They stay open until `published`. ValueError before it is complete, or while the
-        one before is training."""
+        first. They stay open until `published`, and counts begin anew. ValueError before it is
+        complete, or while the one before is training."""
         if self._training:
             raise ValueError("the batch before is training; publish its weights first")
         if not self.ready(phase):
@@ -242,6 +242,7 @@ class GroupBuffer:
             raise ValueError(f"only {found} of {self.per_step} groups are complete")
         serials = [s for s in sorted(self._ready) if self._ready[s].phase == phase]
         self._training = tuple(serials[: self.per_step])
+        self._clear()  # what is rejected from now on is counted with the next batch
         return tuple(self._ready.pop(serial) for serial in self._training)
 
     def published(self) -> None:
@@ -249,7 +250,6 @@ class GroupBuffer:
         for serial in self._training:
             del self._open[serial]
         self._training = ()
-        self._clear()
 
     def waiting(self) -> tuple[ReadyGroup, ...]:
         """Scored groups that no batch has taken, in the order of serial numbers."""

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 Call = asyncio.Future[Any]
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 SETTLING_TURNS = 5
 """Turns of the event loop in which an answer that has arrived is noticed. Where something held the
@@ -32,12 +33,26 @@ async def settle(calls: Sequence[Call]) -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """Ray's first sentence, and whom it speaks of: class, process and node of the actor."""
-    text = str(error)
+    """Ray's first sentence, whom it speaks of (class, process and node of the actor), and why.
+
+    Ray writes the reason last: the exception of a constructor ends its traceback, that of a death
+    follows the table of the actor's properties.
+    """
+    text = _COLOUR.sub("", str(error))
     whom = dict(re.findall(r"^\s*(class_name|pid|ip): (\S+)", text, re.MULTILINE))
-    lines = text.splitlines()
-    first = lines[0] if lines else type(error).__name__
-    if not whom:
-        return first
-    who = f"{whom.get('class_name', 'actor')}, pid {whom.get('pid', 'unknown')}"
-    return f"{first} ({who}, node {whom.get('ip', 'unknown')})"
+    lines = [line for line in text.splitlines() if line.strip()] or [type(error).__name__]
+    said = lines[0].partition(", ray::")[0]
+    if whom:
+        who = f"{whom.get('class_name', 'actor')}, pid {whom.get('pid', 'unknown')}"
+        said += f" ({who}, node {whom.get('ip', 'unknown')})"
+    reason = _reason(lines[1:])
+    return f"{said}: {reason}" if reason else said
+
+
+def _reason(lines: Sequence[str]) -> str:
+    """Of the lines after the first: the end of a traceback, or what follows a table."""
+    if any(line.lstrip().startswith(("File ", "ray::")) for line in lines):
+        return lines[-1].strip()
+    table = [index for index, line in enumerate(lines) if line.startswith("\t")]
+    after = lines[table[-1] + 1 :] if table else []
+    return after[0].strip() if after else ""

@@ -26,6 +26,10 @@ class StageClock:
     """Mean duration of those calls; 0 where none ended."""
     workers: float = 0.0
     """Mean number of workers that took calls."""
+    deaths: int = 0
+    """Calls whose worker died under them."""
+    timeouts: int = 0
+    """Calls that were not answered in time, whose worker was restarted."""
 
     @property
     def interval_s(self) -> float:
@@ -49,6 +53,8 @@ class _Totals:
     calls: int = 0
     service_s: float = 0.0
     worker_s: float = 0.0
+    deaths: int = 0
+    timeouts: int = 0
 
     @property
     def interval_s(self) -> float:
@@ -91,6 +97,14 @@ class Meter:
             service_s=self._totals.service_s + seconds,
         )
 
+    def lost(self, deaths: int = 0, timeouts: int = 0) -> None:
+        """Note calls that lost their worker."""
+        self._totals = replace(
+            self._totals,
+            deaths=self._totals.deaths + deaths,
+            timeouts=self._totals.timeouts + timeouts,
+        )
+
     def lap(self, reader: str = "") -> StageClock:
         """Clock since the last lap of the same reader."""
         self._integrate()
@@ -106,6 +120,8 @@ class Meter:
             calls=calls,
             service_s=(now.service_s - then.service_s) / calls if calls else 0.0,
             workers=(now.worker_s - then.worker_s) / spent_s if spent_s else float(self.workers),
+            deaths=now.deaths - then.deaths,
+            timeouts=now.timeouts - then.timeouts,
         )
 
     def _integrate(self) -> None:

@@ -16,12 +16,20 @@ from typing import Any, TypeVar
 
 from actors.config import RolloutConfig
 from actors.trajectory import RolloutRequest
-from cluster.buffer import GroupBuffer, MemberReward, ReadyGroup, Rejection, decide_group
+from cluster.buffer import (
+    GroupBuffer,
+    MemberReward,
+    NoProgressError,
+    ReadyGroup,
+    Rejection,
+    decide_group,
+)
 from cluster.checkpoint import InFlight
 from cluster.ledger import SampleRow, Status
 from cluster.pools import (
     GroupRollout,
     ObjectGone,
+    PoolLost,
     Published,
     Ref,
     Rewards,
@@ -42,6 +50,8 @@ T = TypeVar("T")
 SPLIT_OF_PHASE: dict[Phase, str] = {"main": "train", "dynamic": "dynamic"}
 """Prompt set that each phase draws from."""
 
+SHOWN_FAILURES = 3
+"""Commonest reasons that an error names."""
 MAX_LOSSES = 3
 """A group whose videos were lost this often, before they were scored, is dropped."""
 
@@ -116,8 +126,13 @@ class GroupRecord:
         rows = []
         for member, (scores, reward) in enumerate(zip(self.scores, self.rewards, strict=True)):
             own, why = status, reason
-            if status != "dropped" and reward.total is None:
-                own, why = "unscored", _failure_text(scores, reward)
+            if reward.total is None:
+                failure = _failure_text(scores, reward)
+                own, why = (
+                    ("unscored", failure)
+                    if status != "dropped"
+                    else (status, f"{reason}: {failure}")
+                )
             version = self.rollout.published.version
             rows.append(
                 SampleRow(
@@ -317,16 +332,25 @@ class Collector:
             raise
         except BaseException as error:
             # Raised to whoever waits for the batch; the first one counts.
-            self._error = self._error or error
+            self._error = self._error or self._explained(error)
         finally:
             self._changed.set()
+
+    def _explained(self, error: BaseException) -> BaseException:
+        """Why samples failed, where a step cannot be filled: no row of metrics will say it."""
+        counts = count_failures(self._records.values())
+        if not isinstance(error, NoProgressError) or not counts:
+            return error
+        most = sorted(counts.items(), key=lambda item: -item[1])[:SHOWN_FAILURES]
+        shown = "; ".join(f"{reason} ({count} x)" for reason, count in most)
+        return NoProgressError(f"{error}; most often: {shown}")
 
     async def _produce(self, request: RolloutRequest, phase: Phase, kept: bool) -> None:
         """One group from its request to its decision."""
         try:
             record = await self._roll_out_and_score(request, phase, kept)
         except (WorkerLost, ObjectGone) as lost:
-            if isinstance(lost, WorkerLost) and not self.rollouts.pool.size:
+            if isinstance(lost, PoolLost):
                 raise
             self._drop_unscored(request, phase, str(lost))
         else:

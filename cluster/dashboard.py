@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster.config import REPOSITORY
-from cluster.exports import PREFIX
+from cluster.exports import PREFIX, RUN
 
 FILE = REPOSITORY / "cluster/deploy/grafana_dashboard.json"
 SOURCE = {"type": "prometheus", "uid": "${datasource}"}
-RUN = 'SessionName=~"$session"'
-"""Series of the chosen Ray session only."""
+SESSION = 'SessionName=~"$session"'
+CHOSEN = f'{SESSION},{RUN}="$run"'
+"""Series of the chosen run only, in the chosen Ray session or in all that it went through."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +147,14 @@ BOARD: tuple[tuple[str, tuple[Panel, ...]], ...] = (
                 "Scorer failures of a step", "none", (_by("worldr1_scorer_failures_count", "kind"),)
             ),
             Panel(
+                "Calls that lost their worker",
+                "none",
+                (
+                    ("max by (stage) ({worldr1_pool_deaths_count})", "{{stage}} died"),
+                    ("max by (stage) ({worldr1_pool_timeouts_count})", "{{stage}} silent"),
+                ),
+            ),
+            Panel(
                 "Groups of a step, by fate",
                 "none",
                 (_by("worldr1_groups_last_step_count", "fate"),),
@@ -177,12 +186,12 @@ BOARD: tuple[tuple[str, tuple[Panel, ...]], ...] = (
 
 
 def promql(template: str) -> str:
-    """A query with Ray's prefix and the session's selector in place of {metric}."""
+    """A query with Ray's prefix and the run's selector in place of {metric}."""
     query, rest = "", template
     while "{" in rest:
         before, _, rest = rest.partition("{")
         name, _, rest = rest.partition("}")
-        query += f"{before}{PREFIX}{name}{{{RUN}}}"
+        query += f"{before}{PREFIX}{name}{{{CHOSEN}}}"
     return query + rest
 
 
@@ -226,6 +235,13 @@ def board() -> dict[str, Any]:
                     "includeAll": True,
                     "allValue": ".*",
                     "current": {"text": "All", "value": "$__all"},
+                },
+                {
+                    "name": "run",
+                    "type": "query",
+                    "datasource": SOURCE,
+                    "query": f"label_values({PREFIX}worldr1_done_steps{{{SESSION}}}, {RUN})",
+                    "refresh": 2,
                 },
             ]
         },

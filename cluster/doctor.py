@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ from cluster.gpus import GPU_TYPES, GpuType
 from cluster.layout import Node, PlacementError, assign, describe, layout
 from cluster.probe import NodeReport, ProbeRequest
 from cluster.storage import absolute_url
+from rewards.config import RewardConfig
 from rewards.environments import environments_of, located
 
 GB = 1e9
@@ -22,6 +24,8 @@ SPARE_DISK = 2 * GB
 MAX_SKEW_S = 2.0
 """Clocks farther apart make logs and timeouts lie, and S3 refuses signatures at 15 minutes."""
 SLOW_STORE_S = 5.0
+FLASH = "flash-attn"
+"""What computes `policy.attention = "flash"`; in no extra, since it is compiled for each torch."""
 OLDEST_DRIVER = 580
 """First driver branch that runs CUDA 13, for which the wheels are built."""
 
@@ -72,7 +76,32 @@ def probe_request(config: RunConfig, meeting_point: str = "", sign: str = "") ->
     """What `worldr1 doctor` looks for on a node."""
     environments = environments_of(located(config.rewards))
     model = resolve_model(config.policy.model)
-    return ProbeRequest(model, absolute_url(config.run), environments, meeting_point, sign)
+    return ProbeRequest(
+        model,
+        absolute_url(config.run),
+        environments,
+        meeting_point,
+        scorer_weights(located(config.rewards)),
+        (FLASH,) if config.policy.attention == "flash" else (),
+        sign,
+    )
+
+
+def scorer_weights(rewards: RewardConfig) -> dict[str, str]:
+    """Weights that the scorers load, by configuration key."""
+    from rewards.lpips import ALEXNET  # with torch, which a look at a preset does without
+
+    found = {}
+    if rewards.reconstruction.backend == "da3":
+        found["rewards.reconstruction.model"] = rewards.reconstruction.model
+    if rewards.perceptual.backend == "lpips":
+        found["rewards.perceptual.weights"] = rewards.perceptual.weights or ALEXNET
+    if rewards.judge.backend == "vllm":
+        found["rewards.judge.model"] = rewards.judge.model
+    if rewards.aesthetic.backend == "hpsv3":
+        found["rewards.aesthetic.model"] = rewards.aesthetic.model
+        found["rewards.aesthetic.base"] = rewards.aesthetic.base
+    return found
 
 
 def diagnose(
@@ -87,7 +116,9 @@ def diagnose(
         *_gpus(config, reports, facts),
         _environments(config, reports),
         _compilers(config, reports),
+        _attention(config, reports),
         _model(config, reports),
+        _weights(config, reports),
         _disk(config, reports),
         _store(config, reports),
         _ports(config, reports),
@@ -162,8 +193,14 @@ def _layout(config: RunConfig, facts: ClusterFacts) -> Finding:
 
 
 def gpu_type_of(name: str) -> GpuType | None:
-    """The type whose name is a part of the driver's name of the device."""
-    return next((gpu for gpu in GPU_TYPES.values() if gpu.ray_name in name), None)
+    """The type whose name is a word of the driver's name of the device."""
+    return next((gpu for gpu in GPU_TYPES.values() if _is_of(gpu.ray_name, name)), None)
+
+
+def _is_of(gpu_type: str, name: str) -> bool:
+    """An L40S is no L4, and a GH200 no H200."""
+    words = name.replace(" ", "-")  # as Ray writes them
+    return re.search(rf"\b{re.escape(gpu_type)}\b", words) is not None
 
 
 def _gpus(
@@ -200,8 +237,8 @@ def _gpus(
 
 
 def _memory(config: RunConfig, reports: Sequence[NodeReport]) -> Finding:
-    """Whether a worker of each pool fits the smallest GPU that there is, as far as the model's size
-    is known."""
+    """Whether a worker of each pool fits the smallest GPU that it may get, as far as the model's
+    size is known."""
     from cluster.costs import model_shape
     from cluster.plan import pool_fits
 
@@ -212,17 +249,26 @@ def _memory(config: RunConfig, reports: Sequence[NodeReport]) -> Finding:
         shape = model_shape(config)
     except ConfigError as error:
         return Finding("memory", True, f"not compared: {error}")
-    memory, name = min(sizes)
-    known = gpu_type_of(name)
-    gpu = GpuType(name, name, memory, known.bf16 if known else 1.0)
-    problems = [
-        f"a {fit.pool} worker needs {fit.needed / GB:.1f} GB, a {name} gives it "
-        f"{fit.available / GB:.1f} GB"
-        for fit in pool_fits(config, gpu, shape)
-        if not fit.fits
-    ]
+    problems, compared = [], set[str]()
+    for pool in layout(config):
+        allowed = [size for size in sizes if not pool.gpu_type or _is_of(pool.gpu_type, size[1])]
+        if not pool.gpus or not allowed:  # GPUs of a type that is not there fail the layout
+            continue
+        memory, name = min(allowed)
+        compared.add(name)
+        known = gpu_type_of(name)
+        gpu = GpuType(name, name, memory, known.bf16 if known else 1.0)
+        problems += [
+            f"a {fit.pool} worker needs {fit.needed / GB:.1f} GB, a {name} gives it "
+            f"{fit.available / GB:.1f} GB"
+            for fit in pool_fits(config, gpu, shape)
+            if fit.pool == pool.name and not fit.fits
+        ]
     return _finding(
-        "memory", problems, f"every pool fits a {name}", "`worldr1 plan` says what to change"
+        "memory",
+        problems,
+        f"every pool fits a {' or a '.join(sorted(compared)) or 'GPU of an unknown size'}",
+        "`worldr1 plan` says what to change",
     )
 
 
@@ -256,6 +302,20 @@ def _compilers(config: RunConfig, reports: Sequence[NodeReport]) -> Finding:
     )
 
 
+def _attention(config: RunConfig, reports: Sequence[NodeReport]) -> Finding:
+    problems = [
+        f"node {r.node} has no {' and no '.join(r.packages_missing)}"
+        for r in reports
+        if r.gpus and r.packages_missing
+    ]
+    return _finding(
+        "attention",
+        problems,
+        f"{config.policy.attention} is there",
+        f"install {FLASH} beside torch on every node, or policy.attention=native",
+    )
+
+
 def _model(config: RunConfig, reports: Sequence[NodeReport]) -> Finding:
     problems = [f"node {r.node}: {r.model_problem}" for r in reports if r.model_problem]
     return _finding(
@@ -263,6 +323,22 @@ def _model(config: RunConfig, reports: Sequence[NodeReport]) -> Finding:
         problems,
         f"{config.policy.model} can be read on every node",
         "put the weights on a volume that all nodes mount, or set HF_HOME to a shared cache",
+    )
+
+
+def _weights(config: RunConfig, reports: Sequence[NodeReport]) -> Finding:
+    problems = [
+        f"node {r.node}, {key}: {problem}"
+        for r in reports
+        for key, problem in r.weights_problems.items()
+    ]
+    wanted = len(scorer_weights(config.rewards))
+    return _finding(
+        "weights",
+        problems,
+        f"{wanted} of scorers can be had on every node" if wanted else "the scorers need none",
+        "put them on a volume that all nodes mount and may write, and set HF_HOME and TORCH_HOME "
+        "to it; or name a folder that is there",
     )
 
 

@@ -6,12 +6,14 @@ import asyncio
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from cluster.collect import gather_or_cancel
 from cluster.config import RunConfig
 from cluster.held_out import SHOWN_RAW, EvalSample, load_evaluation, video_file
 from cluster.metrics import MetricsLog, mean_spread
+from cluster.patience import patiently
 from cluster.pools import Published, SampleScores, Workers
 from cluster.storage import RunFolder, evaluated_kinds, has_evaluation, scores_file
 from cluster.video import encode_mp4
@@ -63,13 +65,20 @@ class Evaluator:
         pool = workers.rollouts.pool
         for (prompt, seed), video in zip(self.pairs, videos, strict=True):
             data = await asyncio.to_thread(encode_mp4, await pool.fetch(video))
-            name = video_file(step, prompt.id, seed, average)
-            await asyncio.to_thread(self.folder.write_bytes, name, data)
-        self._store(step, samples, average)
+            await self._write(video_file(step, prompt.id, seed, average), data)
+        await self._write(scores_file(step, average), _encoded(samples))
         self._report(step, samples, average)
         if step and average == (True in evaluated_kinds(self.config, step)):
-            self._raise_alarms(step, samples)
+            await self._raise_alarms(step, samples)
         return samples
+
+    async def _write(self, name: str, data: bytes) -> None:
+        """A store that fails for a while costs no sample: they wait for it."""
+        write = partial(asyncio.to_thread, self.folder.write_bytes, name, data)
+        await patiently(f"writing {name}", write, self.metrics.say)
+
+    def _untrained(self) -> list[EvalSample] | None:
+        return load_evaluation(self.folder, 0) if has_evaluation(self.folder, 0) else None
 
     def _sample(
         self, index: int, scores: SampleScores, second: dict[str, float] | str
@@ -81,14 +90,16 @@ class Evaluator:
             raw |= {"gold": second["gold"], "gold_consistency": second["consistency"]}
         return EvalSample(prompt.id, prompt.text, seed, total, scores.parts, raw)
 
-    def _raise_alarms(self, step: int, samples: Sequence[EvalSample]) -> None:
+    async def _raise_alarms(self, step: int, samples: Sequence[EvalSample]) -> None:
         """Compare with the untrained policy; say and store what is wrong, if anything is."""
         from cluster.evaluation.alarms import find_alarms
 
-        if not has_evaluation(self.folder, 0):
+        read = partial(asyncio.to_thread, self._untrained)
+        untrained = await patiently("reading the first evaluation", read, self.metrics.say)
+        if untrained is None:
             return
         alarms = find_alarms(
-            load_evaluation(self.folder, 0),
+            untrained,
             samples,
             self.config.eval.max_fall,
             [(prompt.id, seed) for prompt, seed in self.pairs],
@@ -98,13 +109,6 @@ class Evaluator:
         )
         for alarm in alarms:
             self.metrics.say(f"ALARM after {step} steps: {alarm.text}")
-
-    def _store(self, step: int, samples: Sequence[EvalSample], average: bool) -> None:
-        rows = [
-            {**asdict(sample), "parts": dict(sample.parts), "raw": dict(sample.raw)}
-            for sample in samples
-        ]
-        self.folder.write_text(scores_file(step, average), json.dumps(rows, indent=1))
 
     def _report(self, step: int, samples: Sequence[EvalSample], average: bool) -> None:
         names = sorted({name for sample in samples for name in sample.parts})
@@ -133,6 +137,14 @@ class Evaluator:
             f"{what} after {step} steps: R {row['reward'].get('mean', float('nan')):.3f} | {parts} "
             f"({len(samples)} of {len(self.pairs)} pairs)"
         )
+
+
+def _encoded(samples: Sequence[EvalSample]) -> bytes:
+    rows = [
+        {**asdict(sample), "parts": dict(sample.parts), "raw": dict(sample.raw)}
+        for sample in samples
+    ]
+    return json.dumps(rows, indent=1).encode()
 
 
 def proxy(parts: Mapping[str, float]) -> float:

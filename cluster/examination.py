@@ -4,12 +4,12 @@ Every `rewards.examine_every` steps one reconstruction worker scores every known
 (`rewards/examiner.py`); the scores and the alarms become a row of kind "examiner" in
 `metrics.jsonl`. Three alarms: the order of the known clips is broken; a known clip is scored
 otherwise than at the first examination of the run; the reward rises while what it should not touch
-falls. Alarms stop nothing: a person decides.
+falls. Alarms stop nothing: a person decides. Steps go on meanwhile; the run's end waits for it.
 """
 
 from __future__ import annotations
 
-import contextlib
+import asyncio
 import itertools
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping
@@ -17,7 +17,7 @@ from typing import Any
 
 from cluster.metrics import MetricsLog
 from cluster.pools import Pool, WorkerLost
-from rewards.examiner import Rows, drift, faults, known_clips
+from rewards.examiner import Rows, drift, faults, number_of_clips
 
 Row = Mapping[str, Any]
 
@@ -36,21 +36,44 @@ class Examination:
         `clip_timeout_s` for each counts as dead."""
         self.every, self.pool, self.metrics = every, pool, metrics
         self.clip_timeout_s = clip_timeout_s
+        self._task: asyncio.Task[None] | None = None
 
-    async def examine_if_due(self, step: int) -> None:
-        """Examine after `step` optimizer steps, if it is time; say every alarm."""
+    def begin(self, step: int) -> None:
+        """Begin to examine after `step` optimizer steps, if it is time."""
         if not self.every or step % self.every or not step:
             return
-        limit_s = self.clip_timeout_s * sum(1 for _ in known_clips())
-        # The pool mends itself, and the next one will be held.
-        with contextlib.suppress(WorkerLost, TimeoutError):
-            rows: Rows = await self.pool.call("examine", timeout_s=limit_s)
-            first = next(self.metrics.rows("examiner"), None)
-            found = [*faults(rows), *(drift(first["scores"], rows) if first else [])]
-            found += hacking(self.metrics.rows("step"))
-            self.metrics.write({"kind": "examiner", "step": step, "scores": rows, "alarms": found})
-            for alarm in found:
-                self.metrics.say(f"examiner: {alarm}")
+        if self._task is not None and not self._task.done():
+            self.metrics.say(f"examiner: none after step {step}, the one before is under way")
+            return
+        self._task = asyncio.get_running_loop().create_task(self._examine(step))
+
+    async def finish(self) -> None:
+        """Wait for the examination in progress."""
+        if self._task is not None:
+            await self._task
+
+    async def close(self) -> None:
+        """Give up an examination in progress."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _examine(self, step: int) -> None:
+        """Write a row and say every alarm, or why there is none."""
+        try:
+            rows: Rows = await self.pool.call(
+                "examine", timeout_s=self.clip_timeout_s * number_of_clips()
+            )
+        except (WorkerLost, TimeoutError) as error:  # the pool mends itself; the next will be held
+            reason = f"{type(error).__name__} {error}".strip()
+            self.metrics.say(f"examiner: no examination after step {step}: {reason}")
+            return
+        first = next(self.metrics.rows("examiner"), None)
+        found = [*faults(rows), *(drift(first["scores"], rows) if first else [])]
+        found += hacking(self.metrics.rows("step"))
+        self.metrics.write({"kind": "examiner", "step": step, "scores": rows, "alarms": found})
+        for alarm in found:
+            self.metrics.say(f"examiner: {alarm}")
 
 
 def hacking(steps: Iterable[Row]) -> list[str]:

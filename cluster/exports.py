@@ -12,6 +12,8 @@ from typing import Any
 
 PREFIX = "ray_"
 """What Ray's agent puts before every name."""
+RUN = "run"
+"""Label of every gauge: the run's URL. One cluster, and one Prometheus, may see several runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +63,15 @@ METRICS = (
     Metric("worldr1_stage_blocked_seconds", "Time held back by the buffer, per worker.", "stage"),
     Metric("worldr1_stage_service_seconds", "Mean duration of a call.", "stage"),
     Metric("worldr1_stage_queue_calls", "Mean number of calls that wait for a worker.", "stage"),
-    Metric("worldr1_pool_size_workers", "Workers of a pool that take calls.", "stage"),
+    Metric(
+        "worldr1_pool_size_workers", "Workers of a pool, those being restarted included.", "stage"
+    ),
+    Metric("worldr1_pool_deaths_count", "Calls of the step whose worker died.", "stage"),
+    Metric(
+        "worldr1_pool_timeouts_count",
+        "Calls of the step that were not answered in time; their worker was restarted.",
+        "stage",
+    ),
     Metric("worldr1_samples_age_mean_steps", "Mean age of the last batch in updates (staleness)."),
     Metric("worldr1_groups_last_step_count", "Groups of the last step by their fate.", "fate"),
     Metric("worldr1_samples_unscored_count", "Samples of the last step without a score."),
@@ -108,6 +118,8 @@ def _step(row: Mapping[str, Any]) -> Iterator[Sample]:
             yield f"worldr1_stage_{state}_seconds", clock[f"{state}_s"], stage
         queue = clock["queued_s"] / interval if interval > 0 else 0.0
         yield "worldr1_stage_queue_calls", queue, stage
+        yield "worldr1_pool_deaths_count", clock["deaths"], stage
+        yield "worldr1_pool_timeouts_count", clock["timeouts"], stage
     for stage, workers in row.get("workers", {}).items():
         yield "worldr1_pool_size_workers", workers, stage
     yield "worldr1_samples_age_mean_steps", row["age"].get("mean", 0.0), ""

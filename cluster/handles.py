@@ -212,11 +212,14 @@ class _Spawner:
         config, shape, placement = self.config, self.shapes["learner"], self.placement
         guard = guard_active(config.learner, config.max_staleness)
         learner = config.learner.model_copy(update={"guard": guard})
-        meeting_point = _rendezvous(shape, placement)
+        meeting_point, node = _rendezvous(shape, placement)
+        # Where nothing is reserved, the first rank follows the port that was found for it.
+        first = {} if placement.shares else _on({"NodeID": node})
         remote: Any = ray.remote(LearnerRank)
         return [
             remote.options(
                 **worker_options(shape, placement, rank),
+                **({} if rank else first),
                 runtime_env=runtime_environment(config.threads),
             ).remote(
                 rank,
@@ -255,16 +258,18 @@ def worker_options(shape: PoolShape, placement: Placement, index: int) -> dict[s
     }
 
 
-def _rendezvous(shape: PoolShape, placement: Placement) -> str:
-    """A free TCP port on the node where rank 0 will live."""
-    strategy = placement.options(shape.name, 0)
-    address = ray.remote(_free_address).options(num_cpus=shape.cpus, **strategy).remote()
-    return f"tcp://{ray.get(address)}"
+def _rendezvous(shape: PoolShape, placement: Placement) -> tuple[str, str]:
+    """A free TCP port on the node where rank 0 will live, and that node's id."""
+    options = worker_options(shape, placement, 0)
+    address, node = ray.get(ray.remote(_free_address).options(**options).remote())
+    return f"tcp://{address}", node
 
 
 def check_cluster(config: RunConfig) -> list[Finding]:
     """What `worldr1 doctor` finds on the connected cluster: every node looks at itself, and opens a
     connection to one that listens."""
+    # First: an autoscaler's nodes come while it waits, and are looked at too.
+    free = nodes_for(config, layout(config))
     nodes = [node for node in ray.nodes() if node["Alive"]]
     names = {n["NodeID"]: f"{n['NodeManagerHostname']}/{n['NodeID'][:6]}" for n in nodes}
     listener: Any = ray.remote(_Listener).options(num_cpus=0, **_on(nodes[0])).remote()
@@ -292,9 +297,8 @@ def check_cluster(config: RunConfig) -> list[Finding]:
         if sign:
             with contextlib.suppress(Exception):
                 folder.remove(sign)
-    free = tuple(replace(node, name=names[node.name]) for node in nodes_for(config, layout(config)))
     facts = ClusterFacts(
-        free,
+        tuple(replace(node, name=names.get(node.name, node.name)) for node in free),
         ray.get_runtime_context().gcs_address,
         ray.__version__,
         platform.python_version(),
@@ -325,8 +329,8 @@ def _on(node: dict[str, Any]) -> dict[str, Any]:
     return {"scheduling_strategy": NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)}
 
 
-def _free_address() -> str:
+def _free_address() -> tuple[str, str]:
     host = ray.util.get_node_ip_address()
     with socket.socket() as probe:
         probe.bind((host, 0))
-        return f"{host}:{probe.getsockname()[1]}"
+        return f"{host}:{probe.getsockname()[1]}", ray.get_runtime_context().get_node_id()

@@ -124,7 +124,7 @@ class Lease:
         self._thread.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._closed.set()
         self._thread.join()
         # A lease that stays, because the store does not answer, delays the next start by `dead_s`.
@@ -132,8 +132,8 @@ class Lease:
             try:
                 again(f"removing {LEASE}", self._remove_mine)
             except Exception as error:
-                if not is_transient(error):
-                    raise
+                if kind is None and not is_transient(error):
+                    raise  # in place of no other error
                 self._say(f"{LEASE} could not be removed: {type(error).__name__}: {error}")
 
     def confirm(self) -> None:

@@ -9,23 +9,28 @@ from cluster.storage import RunFolder
 
 def explain(error: RunStopped, folder: RunFolder) -> None:
     """Add to an error, as notes, what a person needs who was not watching."""
-    done, durable = _steps_done(folder), _durable_step(folder)
-    lost = done - durable
-    if not done:
-        what = "nothing: no step had been done"
-    elif lost <= 0:
-        what = f"nothing: the checkpoint of step {durable} holds all that was done"
-    elif durable:
-        what = (
-            f"{lost} of {done} steps: the newest checkpoint is of step {durable}; they are "
-            "repeated from the same prompts and noises"
-        )
-    else:
-        what = f"{done} steps: there was no checkpoint yet; they are repeated"
+    try:
+        what = _lost(_steps_done(folder), _durable_step(folder))
+    except Exception as silent:  # the store itself may be what went wrong
+        what = f"unknown, {folder.url} does not answer: {type(silent).__name__}: {silent}"
     error.add_note(f"  lost          {what}")
     error.add_note("  done          all workers were ended; metrics, report and checkpoints stay")
     error.add_note(f"  you can       {error.advice}")
     error.add_note(f"  look at       {folder.url}/report/index.html, {folder.url}/metrics.jsonl")
+
+
+def _lost(done: int, durable: int) -> str:
+    lost = done - durable
+    if not done:
+        return "nothing: no step had been done"
+    if lost <= 0:
+        return f"nothing: the checkpoint of step {durable} holds all that was done"
+    if durable:
+        return (
+            f"{lost} of {done} steps: the newest checkpoint is of step {durable}; they are "
+            "repeated from the same prompts and noises"
+        )
+    return f"{done} steps: there was no checkpoint yet; they are repeated"
 
 
 def _steps_done(folder: RunFolder) -> int:

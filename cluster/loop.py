@@ -44,7 +44,7 @@ from cluster.inflight import read_in_flight
 from cluster.lease import Holding
 from cluster.ledger import Ledger, SampleRow
 from cluster.metrics import MetricsLog, pool_state, stage_clocks, step_row
-from cluster.patience import missing_is_fine, patiently
+from cluster.patience import missing_is_fine
 from cluster.pools import ObjectGone, Published, Workers
 from cluster.record import Recorder
 from cluster.recovery import DurableLearner
@@ -158,11 +158,13 @@ class Trainer:
                     due = evaluated_kinds(self.config, state.step)
                     await self._evaluate_if_due(state.step, weights, due)
                     state, weights = await self._renewed(state, weights)
-                    await self._give_up_if_stopped(self.examination.examine_if_due(state.step))
+                    self.examination.begin(state.step)
+                await self._give_up_if_stopped(self.examination.finish())
             except _Stopping:
                 self.metrics.say(f"SIGTERM: leaving after step {state.step}")
             finally:
                 await self.supervisor.stop()
+                await self.examination.close()
                 await self.repetition.close()
                 await self.collector.close()
             self.holding.require()
@@ -289,22 +291,18 @@ class Trainer:
         due = step in (0, self.config.steps) or (every and step % every == 0)
         if not (kinds and due):
             return
+        for average in kinds:
+            await self._give_up_if_stopped(self._evaluate(step, weights, average))
+        self.metrics.refresh_report()
+
+    async def _evaluate(self, step: int, weights: Published, average: bool) -> None:
+        """Of the weights, or of their average; from its beginning where videos are lost."""
+        held = await self.learner.publish_average(step) if average else weights
         for _ in range(MAX_LOSSES):
-            evaluation = patiently(
-                f"the evaluation of step {step}",
-                lambda: self._evaluate(step, weights, kinds),
-                self.metrics.say,
-            )
             with contextlib.suppress(ObjectGone):
-                await self._give_up_if_stopped(evaluation)
+                await self.evaluator.evaluate(step, held, self.workers, average)
                 return
         raise RunStopped(f"the videos of the evaluation of step {step} were lost again and again")
-
-    async def _evaluate(self, step: int, weights: Published, kinds: Sequence[bool]) -> None:
-        for average in kinds:
-            held = await self.learner.publish_average(step) if average else weights
-            await self.evaluator.evaluate(step, held, self.workers, average)
-        self.metrics.refresh_report()
 
     @contextlib.contextmanager
     def _on_sigterm(self) -> Iterator[None]:

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from cluster.clocks import Meter, StageClock, bottleneck, format_seconds
 from cluster.collect import Batch
-from cluster.exports import BY_NAME, METRICS, Sample, samples
+from cluster.exports import BY_NAME, METRICS, RUN, Sample, samples
 from cluster.patience import missing_is_fine
 from cluster.pools import Workers
 from cluster.report.refresh import Refresher
@@ -25,6 +25,7 @@ from rewards.scoring import PARTS
 REWARD_STAGES = ("reconstruction", "judge", "aesthetic")
 REFRESH_S = 5.0
 """Time between two settings of the same gauges."""
+LOST = {"deaths": "died", "timeouts": "did not answer in time"}
 WRITTEN = "worldr1_checkpoint_written_timestamp_seconds"
 
 
@@ -114,6 +115,11 @@ def step_line(row: Mapping[str, Any], steps: int, eta_s: float) -> str:
     notes = [f"{n} groups {why}" for why, n in row["groups"].items() if why != "trained" and n]
     if row["failed_members"]:
         notes.append(f"{row['failed_members']} samples unscored")
+    lost = {
+        what: sum(clock.get(what, 0) for clock in row["stages"].values())
+        for what in ("deaths", "timeouts")
+    }
+    notes += [f"{n} workers {LOST[what]}" for what, n in lost.items() if n]
     if row["age"].get("mean"):
         notes.append(f"age {row['age']['mean']:.1f}")
     if row["update_skipped"]:
@@ -156,7 +162,7 @@ class MetricsLog:
         self.say = say
         self._rows = RowsFile(folder, _rows_before(folder, resumed_at))
         self._recent_s: list[float] = []
-        self._gauges = StepGauges() if gauges else None
+        self._gauges = StepGauges(folder.url) if gauges else None
         self._followers, self._refresher = tuple(followers), refresher
         self.flush()
 
@@ -194,15 +200,16 @@ class MetricsLog:
 class StepGauges:
     """The same figures for Prometheus, through Ray's metrics endpoint (`cluster/exports.py`)."""
 
-    def __init__(self) -> None:
+    def __init__(self, run: str) -> None:
         from ray.util.metrics import Gauge  # here, so that --local never imports ray
 
         self._gauges = {
             metric.name: Gauge(
-                metric.name, metric.help, tag_keys=(metric.label,) if metric.label else ()
+                metric.name, metric.help, tag_keys=(RUN, metric.label) if metric.label else (RUN,)
             )
             for metric in METRICS
         }
+        self._run = {RUN: run}
         self._current: dict[str, list[Sample]] = {}
         self._durable_step = -1
         self._closed = threading.Event()
@@ -225,7 +232,7 @@ class StepGauges:
         for found in list(self._current.values()):
             for name, value, label in found:
                 tags = {BY_NAME[name].label: label} if BY_NAME[name].label else {}
-                self._gauges[name].set(value, tags=tags)
+                self._gauges[name].set(value, tags=self._run | tags)
 
     def _keep_alive(self) -> None:
         # Ray's agent forgets a gauge that is not set for some 20 s; steps take minutes.

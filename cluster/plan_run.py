@@ -53,7 +53,7 @@ def read_run(run: str) -> tuple[RunConfig, list[dict[str, Any]]]:
 
 
 def measures(config: RunConfig, rows: list[dict[str, Any]]) -> dict[str, StageMeasure]:
-    """Mean stage clocks by pool; a learner's ranks work as one."""
+    """Mean stage clocks by pool; a learner's ranks work as one, a judge's requests share one."""
     found = {}
     for pool in POOLS:
         clocks = [row["stages"][pool] for row in rows]
@@ -62,6 +62,8 @@ def measures(config: RunConfig, rows: list[dict[str, Any]]) -> dict[str, StageMe
             for key in ("busy_s", "starved_s", "blocked_s")
         )
         work = statistics.fmean(clock["calls"] * clock["service_s"] for clock in clocks)
+        if pool == "judge":  # clocks count the requests that a worker has in flight
+            work /= config.rewards.judge.calls_at_once
         workers = work / busy if busy > 0 and work > 0 else float(_configured(config, pool))
         if pool == "learner":
             workers, work = float(config.learner.ranks), busy * config.learner.ranks

@@ -13,6 +13,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+import torch
+
 from actors.trajectory import RolloutReport, RolloutRequest, WeightsVersion
 from actors.worker import WorkerInfo
 from cluster.clocks import Meter
@@ -48,8 +50,21 @@ class WorkerLost(RunStopped):
     )
 
 
+class PoolLost(WorkerLost):
+    """No worker of a pool is left, and none is on its way."""
+
+
 class LearnerLost(RunStopped):
     """A rank died, froze or lost touch with the others: all of them have to be replaced."""
+
+
+class LearnerTooLarge(LearnerLost):
+    """A rank ran out of GPU memory: of too much, or of pieces too small, which fresh ranks mend."""
+
+    advice = (
+        "give a rank less to hold: more learner.ranks, learner.micro_batch=1, "
+        "learner.activation_checkpointing=true; `worldr1 plan` says what fits"
+    )
 
 
 class ObjectGone(RuntimeError):
@@ -74,7 +89,8 @@ class Pool(Protocol):
         `Late` arguments are read after it.
 
         With `returns` > 1 the method returns a tuple of that length; the first element comes back
-        as a value, the others as refs. Raises WorkerLost, TimeoutError, ObjectGone for an argument
+        as a value, the others as refs. Raises WorkerLost (PoolLost where nobody can take it),
+        TimeoutError, ObjectGone for an argument
         that is lost, or what the method raised.
         """
         ...
@@ -373,6 +389,8 @@ class Rewards:
             except TimeoutError:
                 reason = f"no answer within {self.config.timeout_s:g} s"
                 outcome = ScoreFailure(kind, reason, "TimeoutError")
+            except PoolLost:
+                raise  # of no sample's doing: no other one would be scored either
             except WorkerLost as lost:
                 # Deaths are no attempts, but a sample that kills its workers is set aside.
                 return ScoreFailure(kind, f"quarantined: {lost}", "WorkerLost"), attempt
@@ -477,6 +495,11 @@ class Learner:
             raise LearnerLost(f"the learner's ranks are lost in {method}: {error}") from error
         except (RunStopped, ObjectGone, StartupProofError):
             raise  # a finding of whole ranks, which others would repeat
+        except torch.OutOfMemoryError as error:
+            # Fresh ranks heal a fragmented GPU; where it is the size, they run out again.
+            raise LearnerTooLarge(
+                f"a learner rank ran out of GPU memory in {method}: {str(error).splitlines()[0]}"
+            ) from error
         except RuntimeError as error:
             if self.ranks.size == 1:
                 raise

@@ -23,6 +23,8 @@ from pathlib import Path
 from rewards.environments import Family, first_problem
 
 TIMEOUT_S = 10.0
+NONE = "none"
+"""Version of a package that is not there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,10 @@ class ProbeRequest:
     """Folder of the Python environment by reward family."""
     meeting_point: str = ""
     """host:port that the node must be able to reach; empty: none."""
+    weights: Mapping[str, str] = field(default_factory=dict)
+    """Other weights by configuration key: a path, a hub id or a file's URL."""
+    packages: tuple[str, ...] = ()
+    """Distributions that this Python must have."""
     sign: str = ""
     """File in the run's folder that the coordinator wrote, and that the node must see; empty:
     none."""
@@ -58,6 +64,8 @@ class NodeReport:
     """Version of the NVIDIA driver, or empty."""
     driver_problem: str = ""
     model_problem: str = ""
+    weights_problems: Mapping[str, str] = field(default_factory=dict)
+    """By configuration key."""
     disk_free: int = 0
     """Bytes free where temporary files go."""
     cache_free: int = 0
@@ -70,6 +78,7 @@ class NodeReport:
     store_s: float = 0.0
     """Seconds of a write, read and removal in the run's folder."""
     environment_problems: Mapping[str, str] = field(default_factory=dict)
+    packages_missing: tuple[str, ...] = ()
     port_problem: str = ""
     compilers_missing: tuple[str, ...] = ()
     """Of what gsplat compiles its kernels with at its first use."""
@@ -89,6 +98,7 @@ def probe(request: ProbeRequest) -> NodeReport:
         driver=driver,
         driver_problem=driver_problem,
         model_problem=probe_model(request.model),
+        weights_problems=probe_weights(request.weights),
         disk_free=shutil.disk_usage(tempfile.gettempdir()).free,
         cache_free=shutil.disk_usage(_above(_cache())).free,
         one_disk=os.stat(tempfile.gettempdir()).st_dev == os.stat(_above(_cache())).st_dev,
@@ -96,6 +106,7 @@ def probe(request: ProbeRequest) -> NodeReport:
         store_problem=store_problem,
         store_s=store_s,
         environment_problems=probe_environments(request.environments),
+        packages_missing=tuple(p for p in request.packages if _version(p) == NONE),
         port_problem=probe_port(request.meeting_point) if request.meeting_point else "",
         compilers_missing=missing_compilers(),
         auth_mode=os.environ.get("RAY_AUTH_MODE", ""),
@@ -107,7 +118,7 @@ def _version(package: str) -> str:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-        return "none"
+        return NONE
 
 
 def _cache() -> Path:
@@ -158,6 +169,27 @@ def probe_model(model: str) -> str:
     if os.path.isabs(model) or model.startswith("."):
         there = (Path(model) / "transformer" / "config.json").is_file()
         return "" if there else f"{model} is no model directory here"
+    return _hub_problem(model)
+
+
+def probe_weights(wanted: Mapping[str, str]) -> dict[str, str]:
+    """Why weights cannot be had here, by their configuration key."""
+    problems = {}
+    for key, value in wanted.items():
+        if value.startswith("https://"):
+            problem = _file_problem(value)
+        elif Path(value).expanduser().exists():
+            problem = ""
+        elif value.count("/") == 1 and not value.startswith(("/", ".", "~")):
+            problem = _hub_problem(value)
+        else:
+            problem = f"{value} is not here"
+        if problem:
+            problems[key] = problem
+    return problems
+
+
+def _hub_problem(model: str) -> str:
     cache = _cache()
     if _cached(model):
         return ""
@@ -169,12 +201,35 @@ def probe_model(model: str) -> str:
         if token := os.environ.get("HF_TOKEN"):
             asked.add_header("Authorization", f"Bearer {token}")
         with urllib.request.urlopen(asked, timeout=TIMEOUT_S):
-            return ""
+            return _write_problem(cache)
     except urllib.error.HTTPError as error:
         return f"{endpoint} answers {error.code} for {model}"
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
         return f"{model} is not in the cache {cache}, and {endpoint} is not reached: {reason}"
+
+
+def _file_problem(url: str) -> str:
+    """Of a file that torch.hub fetches into TORCH_HOME."""
+    home = Path(os.environ.get("TORCH_HOME", Path.home() / ".cache/torch"))
+    file = home / "hub/checkpoints" / url.rpartition("/")[2]
+    if file.is_file():
+        return ""
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=TIMEOUT_S):
+            return _write_problem(file.parent)
+    except (OSError, ValueError) as error:
+        return f"{file} is not there, and {url} is not reached: {getattr(error, 'reason', error)}"
+
+
+def _write_problem(folder: Path) -> str:
+    """Why nothing can be written into a folder that may have to be made; by writing, since a
+    volume's mode says little of what its server allows."""
+    try:
+        with tempfile.TemporaryFile(dir=_above(folder)):
+            return ""
+    except OSError as error:
+        return f"downloads go to {folder}, which cannot be written: {error.strerror}"
 
 
 def probe_store(run: str, sign: str = "") -> tuple[str, float]:

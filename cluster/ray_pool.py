@@ -32,7 +32,7 @@ from ray.exceptions import (
 from cluster.calls import Call, first_line, settle, within
 from cluster.clocks import Meter
 from cluster.dispatch import Dispatch, NobodyLeft
-from cluster.pools import ObjectGone, WorkerLost, bind
+from cluster.pools import ObjectGone, PoolLost, WorkerLost, bind
 from rewards.checks import BROKEN
 
 log = logging.getLogger(__name__)
@@ -145,6 +145,10 @@ class RayPool:
                 self._broke(member, actor, started)
             except TimeoutError:
                 call.cancel()
+                log.warning(
+                    "%s: a worker did not answer %s within %s s; it is restarted",
+                    *(self.name, method, timeout_s),
+                )
                 self._silenced(member, started)
                 raise
             except BaseException:
@@ -225,7 +229,7 @@ class RayPool:
         try:
             member = await self._dispatch.take()
         except NobodyLeft as nobody:
-            raise WorkerLost(str(nobody)) from None
+            raise PoolLost(str(nobody)) from None
         finally:
             self.meter.change(waiting=-1)
         self.meter.change(busy=1)
@@ -251,6 +255,7 @@ class RayPool:
 
     def _died(self, member: _Member, started: float) -> None:
         self.deaths += 1
+        self.meter.lost(deaths=1)
         self._repair(member)
         self._ended(member, started)
 
@@ -264,6 +269,7 @@ class RayPool:
 
     def _silenced(self, member: _Member, started: float) -> None:
         """A worker that may never answer, and whose answer is of no use to anybody."""
+        self.meter.lost(timeouts=1)
         ray.kill(member.actor, no_restart=False)
         self._repair(member)
         self._ended(member, started)

@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from cluster.checkpoint import CheckpointStore, RunState
-from cluster.collect import Batch
+from cluster.collect import Batch, GroupRecord, gather_or_cancel
 from cluster.config import RunStopped
 from cluster.patience import patiently
 from cluster.pools import Learner, LearnerLost, ObjectGone, Published, Rollouts
@@ -151,6 +151,7 @@ class DurableLearner:
         self._unfit = "a recovery of the learner did not come to its end"
         while True:
             self.recoveries += 1
+            self.learner.ranks.meter.lost(deaths=1)
             self._in_a_row += 1
             if self._in_a_row > MAX_RECOVERIES:
                 raise lost
@@ -208,7 +209,11 @@ class DurableLearner:
 
     async def _roll_out_again(self, batch: Batch) -> None:
         """The same requests with the same weights give the same trajectories."""
-        for group in batch.groups:
-            record = batch.records[group.group]
-            record.rollout = await self._rollouts.rollout(record.request, record.rollout.published)
+
+        async def repeat(record: GroupRecord) -> None:
+            rollout = await self._rollouts.rollout(record.request, record.rollout.published)
+            shown = rollout.videos if record.rollout.videos else ()  # a step lets go of its own
+            record.rollout = replace(rollout, videos=shown)
+
+        await gather_or_cancel([repeat(batch.records[group.group]) for group in batch.groups])
         batch.refresh()

@@ -29,7 +29,7 @@ from cluster.storage import (
     has_evaluation,
     missing_evaluations,
 )
-from cluster.trackers import require_tracker
+from cluster.trackers import open_tracker, require_tracker
 from cluster.versions import Lineages
 from prompts.camera import require_paths
 from prompts.dataset import load_prompts, without_camera
@@ -112,17 +112,17 @@ def _train(
         say(f"prompts.train: {line}")
     started = time.perf_counter()
     reporter = Refresher(config.run, config.metrics.report_every_s, say)
-    with open_workers(config) as workers:
+    # Before any worker takes a GPU: a service may not let it in.
+    tracker = open_tracker(
+        config.metrics.tracker, folder, state.step, state.tracker_run_id, flatten(config)
+    )
+    with contextlib.closing(tracker), open_workers(config) as workers:
         from cluster.collect import RequestSource
         from cluster.evaluate import Evaluator
         from cluster.ledger import Ledger
         from cluster.loop import Trainer
         from cluster.metrics import MetricsLog, stage_meters
-        from cluster.trackers import open_tracker
 
-        tracker = open_tracker(
-            config.metrics.tracker, folder, state.step, state.tracker_run_id, flatten(config)
-        )
         state = state.model_copy(update={"tracker_run_id": tracker.run_id})
         metrics = MetricsLog(
             folder,
@@ -154,7 +154,6 @@ def _train(
             explain(error, folder)
             raise
         finally:
-            tracker.close()
             page = asyncio.run(reporter.write())
             if page:
                 say(f"report: {page}")

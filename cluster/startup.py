@@ -61,7 +61,9 @@ async def _prove(
     ranks = await learner.describe()
     say("proof  policy      " + prove_policy(config, infos, ranks))
     held: LoraWeights = await rollouts.pool.fetch(weights.weights)
-    probe = probe_weights(held, weights.version)
+    marked = probe_weights(held, weights.version)
+    # By reference, as everything large: Ray keeps a copy of an argument for every call of it.
+    probe = replace(marked, weights=await rollouts.pool.store(marked.weights))
     say("proof  delivery    " + await prove_delivery(rollouts, weights, probe))
     request = RolloutRequest(
         group=PROOF_GROUP,
@@ -72,7 +74,7 @@ async def _prove(
     )
     await _hold(learner, probe)
     ratio = await prove_ratio(rollouts, learner, request, probe)
-    await _hold(learner, Published(weights.version, held))
+    await _hold(learner, weights)
     say(
         f"proof  ratio       ok: |log r| {ratio.log_ratio_max:.1e} <= {ratio.log_ratio_limit:.0e}, "
         f"residual {ratio.residual_max:.1e} <= {ratio.residual_limit:.0e} over {ratio.steps} steps"

@@ -9,6 +9,7 @@ checkpoint, Weights & Biases is given the id that the run's state carries.
 from __future__ import annotations
 
 import importlib.util
+import logging
 import math
 import secrets
 import tempfile
@@ -20,6 +21,7 @@ from typing import Any, Literal, Protocol
 from cluster.config import ConfigError
 from cluster.storage import RunFolder
 
+log = logging.getLogger(__name__)
 TrackerKind = Literal["tensorboard", "wandb", "none"]
 MIRROR_S = 60.0
 """Seconds between copies of the event file to a store that is not this machine's disk."""
@@ -127,9 +129,14 @@ class TensorBoard:
             self._scratch.cleanup()
 
     def _mirror(self) -> None:
-        for file in self._path.iterdir():
-            self._folder.write_bytes(f"tensorboard/{file.name}", file.read_bytes())
         self._mirrored_s = time.monotonic()
+        try:
+            for file in self._path.iterdir():
+                self._folder.write_bytes(f"tensorboard/{file.name}", file.read_bytes())
+        except Exception as error:  # the next one has all; metrics.jsonl has every figure anyway
+            log.warning(
+                "events for TensorBoard were not written: %s: %s", type(error).__name__, error
+            )
 
 
 class WeightsAndBiases:

@@ -8,8 +8,9 @@ scorer that drifts or breaks shows before what was trained on it does.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -59,6 +60,16 @@ LADDERS = (
     ("consistent", "morph", "changing_objects", "noise"),
 )
 """S_recon falls along each of these; noise and unrelated frames have no order of their own."""
+SPOILERS: Mapping[str, Callable[[U8], U8]] = {
+    "flickering": spoilt.flickering,
+    "warped_1px": partial(spoilt.warped, pixels=1.0),
+    "warped_2px": partial(spoilt.warped, pixels=2.0),
+    "noise": spoilt.noise,
+    "shuffled": spoilt.shuffled,
+    "frozen": spoilt.frozen,
+    "flat_grey": spoilt.flat_grey,
+}
+"""Versions that are computed from a canary's consistent clip."""
 DRIFT = 0.02
 """Change of a known clip's part since the first examination that counts as drift."""
 
@@ -72,6 +83,12 @@ class KnownClip:
     prompt: Prompt
 
 
+def number_of_clips() -> int:
+    """Of `known_clips`, without making them."""
+    filmed = [len(canary.versions) for canary in canaries()]
+    return sum(1 if count == 1 else count + len(SPOILERS) + 1 for count in filmed)
+
+
 def known_clips() -> Iterator[KnownClip]:
     """All clips; the first and every spoilt one for the canaries that have filmed versions."""
     for canary in canaries():
@@ -83,15 +100,7 @@ def known_clips() -> Iterator[KnownClip]:
 def _spoilt(canary: Canary) -> Iterator[KnownClip]:
     video, prompt = canary.video, canary.prompt
     versions = {name: clip for name, clip in canary.versions.items() if name != "consistent"}
-    versions |= {
-        "flickering": spoilt.flickering(video),
-        "warped_1px": spoilt.warped(video, 1.0),
-        "warped_2px": spoilt.warped(video, 2.0),
-        "noise": spoilt.noise(video),
-        "shuffled": spoilt.shuffled(video),
-        "frozen": spoilt.frozen(video),
-        "flat_grey": spoilt.flat_grey(video),
-    }
+    versions |= {name: spoil(video) for name, spoil in SPOILERS.items()}
     for name, clip in versions.items():
         yield KnownClip(f"{canary.name}.{name}", clip, prompt)
     right = next(words for words in WRONG_REQUESTS if words in prompt.text)

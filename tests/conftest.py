@@ -17,9 +17,10 @@ torch.set_num_threads(1)
 @pytest.fixture
 def s3_bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """URL of an empty bucket on a server that speaks S3, on loopback, for one test."""
-    import boto3
     import s3fs
     from moto.server import ThreadedMotoServer
+
+    from benchmarks.faulty_store import empty_bucket
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
     server.start()
@@ -33,7 +34,7 @@ def s3_bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         monkeypatch.setenv(key, value)
     # File systems are cached by URL: one of an earlier test would talk to that test's server.
     s3fs.S3FileSystem.clear_instance_cache()
-    boto3.client("s3").create_bucket(Bucket="bucket")
+    empty_bucket(f"http://{host}:{port}", "bucket")
     try:
         yield "s3://bucket"
     finally:

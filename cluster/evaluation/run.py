@@ -34,6 +34,8 @@ from cluster.local import local_rewards
 from cluster.pools import Rewards
 from cluster.storage import RunFolder
 from cluster.weights import with_adapter
+from rewards.config import RewardConfig
+from rewards.environments import located
 
 IN_PROCESS = ("photometric", "embedded", "endpoint")
 """Backends that need neither a GPU nor an environment of their own."""
@@ -115,6 +117,8 @@ def evaluate(request: Request, out: RunFolder, say: Callable[[str], None] = prin
     """Sample what has to be sampled, measure every clip, write all files."""
     check(request, out)
     out.require_writable()
+    if request.workers is not None:
+        _require_scorers(request.config.rewards)
     out.remove("evaluation.json")  # what is there is no longer whole
     urls = [
         source.videos or _sampled(request, source, _videos(out, letter), say)
@@ -137,6 +141,14 @@ def evaluate(request: Request, out: RunFolder, say: Callable[[str], None] = prin
         evaluation = replace(evaluation, sides=judged)
         write(evaluation, out)
     return evaluation
+
+
+def _require_scorers(rewards: RewardConfig) -> None:
+    """A node without a scorer's environment is found before hours of sampling, not after."""
+    from cluster.handles import connect, require_environments  # Ray only where it is needed
+
+    connect()
+    require_environments(located(rewards))
 
 
 def _videos(out: RunFolder, letter: str) -> RunFolder:

@@ -84,7 +84,12 @@ def help_texts(url: str) -> dict[str, str]:
         return {name: entries[0]["help"] for name, entries in json.load(answer)["data"].items()}
 
 
-def draw_board(url: str, start: float, end: float, file: Path) -> None:
+def chosen(query: str, run: str) -> str:
+    """A query of the board as Grafana sends it: one run, in whatever session."""
+    return query.replace("$session", ".*").replace("$run", run)
+
+
+def draw_board(url: str, run: str, start: float, end: float, file: Path) -> None:
     """A picture of every panel of the board that has data, from the same queries."""
     import matplotlib
 
@@ -96,8 +101,7 @@ def draw_board(url: str, start: float, end: float, file: Path) -> None:
     for panel in panels:
         found = []
         for template, legend in panel.queries:
-            query = promql(template).replace("$session", ".*")
-            for series in query_range(url, query, start, end):
+            for series in query_range(url, chosen(promql(template), run), start, end):
                 name = legend
                 for label, value in series["metric"].items():
                     name = name.replace(f"{{{{{label}}}}}", value)

@@ -154,6 +154,20 @@ def test_never_more_than_s_plus_one_batches_are_open(staleness: int) -> None:
         assert fill() == 2
 
 
+def test_what_is_rejected_while_a_batch_trains_is_counted_with_the_next() -> None:
+    buffer = GroupBuffer(2, 1)
+    filled(buffer, good(0), good(1))
+    buffer.take("main")
+    bad = decide_group(2, "p", members(1.0, None, None), WEIGHTS, 2)
+    buffer.issue(2, "main")
+    assert buffer.add(bad, V0)
+    buffer.published()
+    assert (buffer.rejected["too_few_scored"], buffer.failed_members) == (1, 2)
+    filled(buffer, good(3), good(4))
+    buffer.take("main")
+    assert (buffer.rejected["too_few_scored"], buffer.failed_members) == (0, 0)
+
+
 def test_groups_are_issued_for_the_phases_to_come_and_for_no_other() -> None:
     buffer = GroupBuffer(2, 2)
     phases: list[Phase] = ["main", "dynamic", "main"]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import re
+import shutil
 import subprocess
 import sys
 from importlib.metadata import version
@@ -21,6 +22,7 @@ from cluster.config import REPOSITORY, load
 from cluster.gpus import GPU_TYPES
 from cluster.job_file import read_job_file
 from cluster.layout import Node, assign, layout
+from rewards.environments import FAMILIES, RECIPES, fingerprint
 from tests.cluster.kuberay_rules import JOB, operator_findings
 
 DEPLOY = REPOSITORY / "cluster/deploy"
@@ -138,6 +140,8 @@ def test_the_same_file_is_a_job_for_any_cluster(job: dict[str, Any]) -> None:
     found = read_job_file(str(REPOSITORY / "ray_job.yaml"))
     assert found.entrypoint.startswith("worldr1 train small --run s3://")
     assert found.retries == job["spec"]["backoffLimit"] == 5
+    # A run of days outlives connections of the pod that follows its log.
+    assert job["spec"]["submitterConfig"]["backoffLimit"] == 10
     variables = found.runtime_env["env_vars"]
     assert set(variables) == {
         "HF_HOME", "TORCH_HOME", "MALLOC_ARENA_MAX", "WORLDR1_ENVS", "RAY_JOB_STOP_WAIT_TIME_S",
@@ -160,6 +164,32 @@ def test_dockerfile_is_linted_and_builds_four_environments() -> None:
         assert re.search(rf"worldr1 envs build {family}\b", text), family
     assert f"python:{sys.version_info.major}.{sys.version_info.minor}" in text
     assert re.search(r"^USER [1-9]\d*$", text, re.M)
+
+
+def test_the_image_makes_the_environments_from_what_it_has_copied_by_then(tmp_path: Path) -> None:
+    """Not from the whole repository, whose every change would install vLLM again."""
+    text = (DEPLOY / "Dockerfile").read_text()
+    found = re.search(r'^RUN python -c "(from rewards.*?)"$', text, re.M | re.S)
+    assert found is not None
+    for line in re.findall(r"^COPY (rewards.*)$", text[: found.start()], re.M):
+        *sources, target = line.split()
+        for source in sources:
+            there = REPOSITORY / source
+            if there.is_dir():
+                shutil.copytree(there, tmp_path / target)
+            else:
+                (tmp_path / target).mkdir(exist_ok=True)
+                shutil.copy(there, tmp_path / target)
+    imported, _, use = found[1].replace("\\\n", "").partition(";")
+    assert "[build(family, False, root() / family, print) for family in FAMILIES]" in use
+    shown = f"{imported}; from rewards.environments import RECIPES, fingerprint; "
+    shown += "print(*[fingerprint(RECIPES[family, False]) for family in FAMILIES])"
+    done = subprocess.run(
+        [sys.executable, "-c", shown], cwd=tmp_path, env={}, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [fingerprint(RECIPES[family, False]) for family in FAMILIES]
 
 
 def test_hadolint_finds_a_fault(tmp_path: Path) -> None:

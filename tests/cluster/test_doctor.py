@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import stat
 import sys
+import tempfile
+import threading
+from collections.abc import Iterator
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +20,19 @@ import s3fs
 
 from cluster import cli, probe
 from cluster.config import load
-from cluster.doctor import ClusterFacts, Finding, Unfit, diagnose, downloads, require_fit
+from cluster.doctor import (
+    ClusterFacts,
+    Finding,
+    Unfit,
+    diagnose,
+    downloads,
+    gpu_type_of,
+    require_fit,
+    scorer_weights,
+)
 from cluster.layout import Node
 from cluster.probe import NodeReport, ProbeRequest
+from rewards.lpips import ALEXNET
 
 H200 = ("NVIDIA H200", 150_700_000_000)
 NODES = 6
@@ -54,13 +69,31 @@ def findings(changed: NodeReport | None = None, **of_facts: Any) -> dict[str, Fi
     return {f.check: f for f in diagnose(CONFIG, reports, facts(**of_facts))}
 
 
+@contextlib.contextmanager
+def answering_server() -> Iterator[str]:
+    """A hub that knows every model."""
+
+    class Hub(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Hub) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
 def last(**changes: Any) -> NodeReport:
     return report(NODES - 1, **changes)
 
 
 def test_a_fine_cluster_has_no_finding() -> None:
     found = findings()
-    assert len(found) == 13
+    assert len(found) == 15
     assert [f.line() for f in found.values() if not f.ok] == []
     require_fit(list(found.values()))
 
@@ -79,11 +112,17 @@ def test_a_fine_cluster_has_no_finding() -> None:
         ("memory", last(gpus=(("Tesla T4", 15_800_000_000),) * 8), "a rollout worker needs 29.8"),
         ("environments", last(environment_problems={"judge": "no ray"}), "judge: no ray"),
         ("model", last(model_problem="x is no model directory here"), "no model directory"),
+        (
+            "weights",
+            last(weights_problems={"rewards.judge.model": "it is not here"}),
+            "judge.model: it",
+        ),
         ("disk", last(disk_free=1_000_000_000), "1.0 GB free for temporary files, 2.0 GB are"),
         ("disk", last(cache_free=3_000_000_000), "3.0 GB free for downloads, 17.5 GB are needed"),
         ("store", last(store_problem="PermissionError: Access Denied"), "Access Denied"),
         ("store", last(store_s=8.0), "took 8.0 s"),
         ("compilers", last(compilers_missing=("nvcc",)), "node node-5 has no nvcc"),
+        ("attention", last(packages_missing=("flash-attn",)), "node node-5 has no flash-attn"),
         ("ports", last(port_problem="10.0.0.1:4000 is not reached: timed out"), "timed out"),
     ],
 )
@@ -95,7 +134,7 @@ def test_each_check_fails_on_the_node_that_is_at_fault(
     assert words in found[check].line()
     assert found[check].line().startswith("FAIL")
     assert found[check].advice
-    with pytest.raises(Unfit, match=f"1 of 13 checks .*\n.*{check}"):
+    with pytest.raises(Unfit, match=f"1 of 15 checks .*\n.*{check}"):
         require_fit(list(found.values()))
 
 
@@ -107,6 +146,37 @@ def test_the_layout_and_no_gpu_at_all() -> None:
     bare = [replace(report(i), gpus=(), driver_problem="there is no nvidia-smi") for i in (0, 1)]
     found = {f.check: f for f in diagnose(CONFIG, bare, facts(nodes=(), asked=facts().asked[:2]))}
     assert "no node shows a GPU; node-0: there is no nvidia-smi" in found["GPUs"].text
+
+
+def test_each_pool_is_compared_with_the_gpus_that_it_may_get() -> None:
+    """An L40S holds no rollout worker of Wan2.1-14B, but all reward workers."""
+    l40s = ("NVIDIA L40S", 48_300_000_000)
+    reports = [*map(report, range(12)), report(12, gpus=(l40s,) * 8)]
+    mixed = facts(asked=tuple((r.time, r.time) for r in reports))
+
+    def memory(*overrides: str) -> Finding:
+        config = load("large", ["run=s3://bucket/run", *overrides])
+        return next(f for f in diagnose(config, reports, mixed) if f.check == "memory")
+
+    assert "a rollout worker needs 65.4 GB, a NVIDIA L40S gives it 42.5 GB" in memory().text
+    kinds = "placement.rollout_gpu=H200", "placement.learner_gpu=H200"
+    named = memory(*kinds, "placement.reward_gpu=L40S")
+    assert (named.ok, named.text) == (True, "every pool fits a NVIDIA H200 or a NVIDIA L40S")
+    assert not memory("placement.rollout_gpu=L40S", "placement.learner_gpu=H200").ok
+
+
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [
+        ("NVIDIA H200", "h200"),
+        ("NVIDIA A100-SXM4-80GB", "a100-80g"),
+        ("NVIDIA GH200 480GB", None),
+        ("NVIDIA L40S", None),
+    ],
+)
+def test_a_type_is_a_word_of_the_drivers_name(name: str, known: str | None) -> None:
+    gpu = gpu_type_of(name)
+    assert (gpu.name if gpu else None) == known
 
 
 def test_loopback_needs_no_token() -> None:
@@ -166,6 +236,57 @@ def test_models_here_in_the_cache_and_nowhere(
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     assert "is not reached" in probe.probe_model("owner/name")
     (tmp_path / "hub/models--owner--name/snapshots/abc").mkdir(parents=True)
+    assert probe.probe_model("owner/name") == ""
+
+
+def test_weights_of_scorers_by_folder_hub_and_url(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    wanted = scorer_weights(CONFIG.rewards)
+    assert wanted == {
+        "rewards.reconstruction.model": "depth-anything/DA3-GIANT",
+        "rewards.perceptual.weights": ALEXNET,
+        "rewards.judge.model": "Qwen/Qwen3-VL-8B-Instruct",
+        "rewards.aesthetic.model": "MizzenAI/HPSv3",
+        "rewards.aesthetic.base": "Qwen/Qwen2-VL-7B-Instruct",
+    }
+    assert scorer_weights(load("toy").rewards) == {}
+    for name in ("depth-anything--DA3-GIANT", "MizzenAI--HPSv3"):
+        (tmp_path / f"hf/hub/models--{name}/snapshots/abc").mkdir(parents=True)
+    checkpoints = tmp_path / "torch/hub/checkpoints"
+    checkpoints.mkdir(parents=True)
+    (checkpoints / ALEXNET.rpartition("/")[2]).write_bytes(b"")
+    missing = {"rewards.judge.model", "rewards.aesthetic.base"}
+    assert probe.probe_weights(wanted).keys() == missing
+    assert probe.probe_weights({"a": str(tmp_path), "b": "/none", "c": "none"}) == {
+        "b": "/none is not here",
+        "c": "none is not here",
+    }
+
+
+def test_weights_that_have_to_be_fetched_need_a_cache_that_can_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A volume that belongs to another user: the hub answers, and every loader would fail."""
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    with answering_server() as url:
+        monkeypatch.setenv("HF_ENDPOINT", url)
+        assert probe.probe_model("owner/name") == ""
+
+        def refuse(**_: Any) -> Any:
+            raise PermissionError(13, "Permission denied")
+
+        monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+        cache = tmp_path / "hf/hub"
+        said = f"downloads go to {cache}, which cannot be written: Permission denied"
+        assert probe.probe_model("owner/name") == said
+        assert probe.probe_weights({"k": "owner/other"}) == {"k": said}
+    (tmp_path / "hf/hub/models--owner--name/snapshots/abc").mkdir(parents=True)
     assert probe.probe_model("owner/name") == ""
 
 

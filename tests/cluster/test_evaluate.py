@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from cluster.config import ConfigError
+from actors.trajectory import WeightsVersion
+from benchmarks.simulated import Durations, SimulatedPool, simulated_workers
+from cluster.config import ConfigError, load
+from cluster.evaluate import Evaluator
 from cluster.evaluation.statistics import lower_bound
 from cluster.held_out import EvalSample, gains_table, load_evaluation, paired_gains
+from cluster.metrics import MetricsLog
+from cluster.pools import Published
 from cluster.report.sheet import SHEET_NAME, write_sheet
 from cluster.storage import RunFolder
 from cluster.video import decode_mp4, encode_mp4
+from prompts.dataset import load_prompts
 
 
 def sample(index: int, total: float, **raw: float) -> EvalSample:
@@ -88,3 +97,50 @@ def test_run_folder_on_memory_and_disk(tmp_path: Path) -> None:
 def test_unknown_scheme_is_one_sentence() -> None:
     with pytest.raises(ConfigError, match="nosuch"):
         RunFolder("nosuch://bucket/run")
+
+
+class Flaky(RunFolder):
+    """A store of which every second write fails."""
+
+    writes = 0
+
+    def write_bytes(self, name: str, data: bytes) -> None:
+        self.writes += 1
+        if self.writes % 2:
+            raise OSError("503 slow down")
+        super().write_bytes(name, data)
+
+
+def test_a_store_that_fails_for_a_while_costs_no_sample(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cluster.patience.FIRST_PAUSE_S", 0.001)
+    config = load("toy", ["eval.prompts=3", "eval.gold=false", f"run={tmp_path}"])
+    folder, said = Flaky(config.run), list[str]()
+    metrics = MetricsLog(RunFolder(config.run), 10, 0, said.append)
+    prompts = load_prompts(config.prompts.test)
+    workers = simulated_workers(config, Durations(0.0, 0.0))
+    asked: list[int] = []
+
+    async def sample(_: Any, seeds: Sequence[int], version: WeightsVersion, *weights: Any) -> Any:
+        asked.extend(seeds)
+        return (version, *(np.full((3, 32, 32, 3), 40 + seed, np.uint8) for seed in seeds))
+
+    rollouts = workers.rollouts.pool
+    assert isinstance(rollouts, SimulatedPool)
+    rollouts._methods["sample"] = sample
+    for pool in workers.rewards.pools.values():
+        assert isinstance(pool, SimulatedPool)
+        usual = pool._methods["score"]
+
+        async def score(video: Any, *args: Any, usual: Any = usual) -> Any:
+            return await usual((int(np.asarray(video).flat[0]), 0), *args)
+
+        pool._methods["score"] = score
+    weights = Published(WeightsVersion(5, "a", "c"), None)
+    evaluator = Evaluator(config, prompts, folder, metrics)
+    samples = asyncio.run(evaluator.evaluate(5, weights, workers))
+    assert (sorted(asked), len(samples)) == ([0, 1, 2], 3)
+    assert load_evaluation(folder, 5) == samples
+    assert len(folder.find("samples/step_000005", "*.mp4")) == 3
+    assert sum("503 slow down; trying again" in line for line in said) == 4

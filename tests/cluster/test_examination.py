@@ -12,7 +12,9 @@ from cluster.clocks import Meter
 from cluster.examination import Examination, hacking
 from cluster.local import LocalPool
 from cluster.metrics import MetricsLog
+from cluster.pools import WorkerLost
 from cluster.storage import RunFolder
+from rewards.examiner import known_clips
 
 
 class Scorer:
@@ -33,14 +35,81 @@ def log(tmp_path: Path, said: list[str]) -> MetricsLog:
     return MetricsLog(RunFolder(str(tmp_path)), 100, 0, said.append)
 
 
+def run(examination: Examination, steps: range) -> None:
+    """Steps with a while for the examination in each, and the run's end."""
+
+    async def all_steps() -> None:
+        for step in steps:
+            examination.begin(step)
+            await asyncio.sleep(0)
+        await examination.finish()
+        await examination.close()
+
+    asyncio.run(all_steps())
+
+
+class Waiting(LocalPool):
+    """A pool whose worker answers when it is told to, or is lost."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        super().__init__("reconstruction", Scorer(GOOD))
+        self.error, self.answer = error, asyncio.Event()
+
+    async def call(self, *args: Any, **options: Any) -> Any:
+        self.limit_s = options["timeout_s"]
+        if self.error is not None:
+            raise self.error
+        await self.answer.wait()
+        return GOOD
+
+
+def test_steps_go_on_while_it_examines(tmp_path: Path) -> None:
+    said: list[str] = []
+    metrics = log(tmp_path, said)
+
+    async def steps() -> None:
+        pool = Waiting()
+        examination = Examination(1, pool, metrics, clip_timeout_s=30)
+        for step in range(3):
+            examination.begin(step)
+            await asyncio.sleep(0)
+        assert list(metrics.rows("examiner")) == []
+        pool.answer.set()
+        await examination.finish()
+        assert pool.limit_s == 30 * sum(1 for _ in known_clips())
+
+    asyncio.run(steps())
+    assert [row["step"] for row in metrics.rows("examiner")] == [1]
+    assert said == ["examiner: none after step 2, the one before is under way"]
+
+
+def test_an_examination_that_could_not_be_held_is_said_and_ends_no_run(tmp_path: Path) -> None:
+    for error in (TimeoutError(), WorkerLost("three workers died")):
+        said: list[str] = []
+        metrics = log(tmp_path, said)
+        run(Examination(1, Waiting(error), metrics, clip_timeout_s=30), range(2))
+        reason = f"{type(error).__name__} {error}".strip()
+        assert said == [f"examiner: no examination after step 1: {reason}"]
+        assert list(metrics.rows("examiner")) == []
+
+
+def test_a_run_that_stops_gives_it_up(tmp_path: Path) -> None:
+    async def stopped() -> None:
+        examination = Examination(1, Waiting(), log(tmp_path, []), clip_timeout_s=30)
+        examination.begin(1)
+        await asyncio.sleep(0)
+        await asyncio.wait_for(examination.close(), 5)
+
+    asyncio.run(stopped())
+
+
 def test_it_examines_every_so_often_and_says_its_alarms(tmp_path: Path) -> None:
     said: list[str] = []
     metrics = log(tmp_path, said)
     pool = LocalPool("reconstruction", Scorer(GOOD, GOOD, BLIND))
     assert isinstance(pool.meter, Meter)
     examination = Examination(10, pool, metrics, clip_timeout_s=30)
-    for step in range(31):
-        asyncio.run(examination.examine_if_due(step))
+    run(examination, range(31))
     rows = list(metrics.rows("examiner"))
     assert [row["step"] for row in rows] == [10, 20, 30]
     assert rows[0]["alarms"] == rows[1]["alarms"] == []
@@ -57,8 +126,7 @@ def test_zero_never_examines(tmp_path: Path) -> None:
     said: list[str] = []
     metrics = log(tmp_path, said)
     examination = Examination(0, LocalPool("reconstruction", Scorer()), metrics, clip_timeout_s=30)
-    for step in range(5):
-        asyncio.run(examination.examine_if_due(step))
+    run(examination, range(5))
     assert said == []
     assert list(metrics.rows("examiner")) == []
 

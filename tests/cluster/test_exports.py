@@ -18,7 +18,7 @@ UNITS = ("_seconds", "_points", "_ratio", "_nats", "_steps", "_count", "_calls",
 def row(**changes: Any) -> dict[str, Any]:
     clock = {
         "busy_s": 3.0, "starved_s": 1.0, "blocked_s": 0.0, "queued_s": 8.0, "calls": 4,
-        "service_s": 0.75,
+        "service_s": 0.75, "deaths": 1, "timeouts": 2,
     }  # fmt: skip
     return {
         "kind": "step",
@@ -57,6 +57,8 @@ def test_a_step_becomes_samples() -> None:
     assert found["worldr1_reward_part_mean_points", "recon"] == 0.8
     assert found["worldr1_stage_queue_calls", "rollout"] == 2.0
     assert found["worldr1_pool_size_workers", "rollout"] == 2.0
+    assert found["worldr1_pool_deaths_count", "rollout"] == 1
+    assert found["worldr1_pool_timeouts_count", "rollout"] == 2
     assert found["worldr1_scorer_failures_count", "judge"] == 3
     assert found["worldr1_scorer_failures_count", "aesthetic"] == 0
     assert found["worldr1_groups_last_step_count", "stale"] == 1
@@ -115,9 +117,12 @@ def test_the_committed_board_is_what_the_table_makes() -> None:
 @pytest.mark.parametrize(
     ("template", "query"),
     [
-        ("max({worldr1_a_ratio})", 'max(ray_worldr1_a_ratio{SessionName=~"$session"})'),
+        (
+            "max({worldr1_a_ratio})",
+            'max(ray_worldr1_a_ratio{SessionName=~"$session",run="$run"})',
+        ),
         ("time()", "time()"),
     ],
 )
-def test_queries_select_the_session(template: str, query: str) -> None:
+def test_queries_select_the_run(template: str, query: str) -> None:
     assert dashboard.promql(template) == query

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -187,6 +188,20 @@ def test_mixed_types_fractions_and_a_node_that_comes_later(tmp_path: Path) -> No
             fill(larger)
         add_node(cluster, "H100", 4)
         check_against_layout(larger)
+
+
+def test_the_doctor_looks_at_the_nodes_that_come_while_it_waits(tmp_path: Path) -> None:
+    """As an autoscaler brings them; here the test starts a raylet."""
+    from cluster.handles import check_cluster
+
+    config = whole(f"run={tmp_path / 'run'}", "placement.autoscaler=true")
+    with fleet(["H100"], gpus=2) as cluster, ThreadPoolExecutor(1) as beside:
+        asked = beside.submit(check_cluster, config)
+        time.sleep(2.0)
+        add_node(cluster, "H100", 8)
+        found = {finding.check: finding for finding in asked.result(timeout=120)}
+        assert found["layout"].ok, found["layout"].line()
+        assert found["versions"].text.endswith("on 3 nodes")  # a head without resources, too
 
 
 def test_the_share_of_a_lost_node_moves_to_a_node_with_room() -> None:

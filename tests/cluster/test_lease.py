@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.faulty_store import BUCKET, Faults, faulty_s3
-from cluster.config import ConfigError
+from cluster.config import ConfigError, RunStopped
 from cluster.lease import LEASE, Holder, LeaseTimes, RunTaken, held
 from cluster.storage import RunFolder
 
@@ -171,6 +171,33 @@ def test_a_store_that_fails_for_a_while_loses_no_run(store: RunFolder) -> None:
         mine.require()
         folder.error = PermissionError("access denied")
         assert "PermissionError: access denied" in str(lost(mine.require))
+
+
+def test_a_lease_that_cannot_be_removed_hides_no_error_of_the_run(store: RunFolder) -> None:
+    class Expired(RunFolder):
+        expired = False
+
+        def read_bytes(self, name: str) -> bytes:
+            if self.expired:
+                raise PermissionError("the token has expired")
+            return super().read_bytes(name)
+
+    said: list[str] = []
+    folder = Expired(store.url)
+
+    def end(error: Exception | None) -> None:
+        with held(folder, said.append, SLOW):
+            folder.expired = True
+            if error is not None:
+                raise error
+
+    with pytest.raises(RunStopped, match="what ended the run"):
+        end(RunStopped("what ended the run"))
+    assert said == ["lease.json could not be removed: PermissionError: the token has expired"]
+    store.remove(LEASE)
+    folder.expired = False
+    with pytest.raises(PermissionError):
+        end(None)
 
 
 def test_a_store_that_fails_every_fifth_request() -> None:

@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from ray.exceptions import ActorDiedError
+from ray.core.generated.common_pb2 import ActorDiedErrorContext
+from ray.exceptions import ActorDiedError, RayTaskError
 
 from cluster.calls import first_line
 from cluster.config import RunStopped
@@ -58,9 +59,49 @@ def test_every_kind_of_stop_says_what_to_do() -> None:
             assert kind.advice != RunStopped.advice, kind
 
 
-def test_dead_actor_is_named_with_its_process_and_node() -> None:
-    error = ActorDiedError()
-    error.args = ("The actor died.\n\tclass_name: LearnerRank\n\tpid: 77\n\tip: 10.0.0.3\nmore",)
-    error.error_msg = error.args[0]
-    assert first_line(error) == "The actor died. (LearnerRank, pid 77, node 10.0.0.3)"
+def test_a_dead_actor_is_named_with_its_process_and_node_and_the_reason() -> None:
+    """As Ray's own classes write it: a system's death, and a constructor that raises."""
+    died = ActorDiedErrorContext(
+        class_name="LearnerRank",
+        actor_id=b"\x01" * 16,
+        pid=77,
+        node_ip_address="10.0.0.3",
+        error_message="The node ran out of memory.\nMore about it.",
+    )
+    assert first_line(ActorDiedError(died)) == (
+        "The actor died unexpectedly before finishing this task. (LearnerRank, pid 77, "
+        "node 10.0.0.3): The node ran out of memory."
+    )
+    raised = RayTaskError(
+        "RolloutWorker.__init__",
+        'ray::RolloutWorker.__init__() (pid=7, ip=10.0.0.4)\n  File "policy.py", line 1, in load\n'
+        "ValueError: policy.model: /models/wan has no readable config\n",
+        ValueError("policy.model"),
+        pid=7,
+        ip="10.0.0.4",
+    )
+    assert first_line(ActorDiedError(raised)) == (
+        "The actor died because of an error raised in its creation task: ValueError: policy.model: "
+        "/models/wan has no readable config"
+    )
     assert first_line(ValueError("plain\nmore")) == "plain"
+    assert first_line(TimeoutError()) == "TimeoutError"
+
+
+class Silent(RunFolder):
+    """A store whose credentials have expired."""
+
+    def sizes(self, below: str) -> dict[str, int]:
+        raise PermissionError("The provided token has expired.")
+
+    def exists(self, name: str) -> bool:
+        raise PermissionError("The provided token has expired.")
+
+
+def test_a_store_that_does_not_answer_costs_no_advice(tmp_path: Path) -> None:
+    error = RunStopped("it broke")
+    explain(error, Silent(str(tmp_path)))
+    letter = "\n".join(error.__notes__)
+    assert "lost          unknown" in letter
+    assert "PermissionError: The provided token has expired." in letter
+    assert error.advice in letter

@@ -216,7 +216,7 @@ def clocked_run(folder: Path, max_staleness: int) -> str:
     stages = {
         "rollout": clock(20.0, 8, 5.0),
         "reconstruction": clock(6.0, 24, 0.25),
-        "judge": clock(1.0, 10, 0.1),
+        "judge": clock(8.0, 320, 0.2),  # 64 request-seconds on a worker of 8 at once
         "aesthetic": clock(1.0, 10, 0.1),
         "learner": clock(10.0, 1, 10.0),
     }
@@ -233,6 +233,8 @@ def test_a_runs_clocks_name_the_pool_to_grow(tmp_path: Path) -> None:
     assert found["rollout"].workers == pytest.approx(2.0)
     assert found["rollout"].work_s == pytest.approx(40.0)
     assert found["learner"].work_s == pytest.approx(10.0 * config.learner.ranks)
+    assert config.rewards.judge.calls_at_once == 8
+    assert (found["judge"].workers, found["judge"].work_s) == (pytest.approx(1), pytest.approx(8))
     pool, reason = pool_to_grow(config, found)
     assert pool == "rollout"
     assert "20.0 s of every step" in reason

@@ -26,7 +26,7 @@ from cluster.config import REPOSITORY, load
 from cluster.dashboard import queries
 from cluster.demo import ray_head
 from cluster.exports import METRICS, PREFIX
-from tests.cluster.prometheus import draw_board, help_texts, prometheus, query_range
+from tests.cluster.prometheus import chosen, draw_board, help_texts, prometheus, query_range
 
 pytestmark = pytest.mark.cluster
 Head = tuple[str, dict[str, str]]
@@ -86,18 +86,20 @@ def test_small_8gpu_on_the_toy_model_submitted_and_watched(head: Head, tmp_path:
         preset = load("small-8gpu")
         assert steps[-1]["workers"]["rollout"] == preset.rollout.workers
         assert steps[-1]["workers"]["learner"] == preset.learner.ranks
-        check_every_query(url, started, time.time())
+        check_every_query(url, str(run), started, time.time())
         if picture:
-            draw_board(url, started, time.time(), Path(picture))
+            draw_board(url, str(run), started, time.time(), Path(picture))
 
 
-def check_every_query(url: str, started: float, ended: float) -> None:
-    """Each one has data that are finite; help texts arrive."""
+def check_every_query(url: str, run: str, started: float, ended: float) -> None:
+    """Each one has data that are finite, and of this run alone; help texts arrive."""
     empty = []
     for title, query in queries():
-        series = query_range(url, query.replace("$session", ".*"), started, ended)
+        series = query_range(url, chosen(query, run), started, ended)
         if not any(value != "NaN" for each in series for _, value in each["values"]):
             empty.append((title, query))
+        other = query_range(url, chosen(query, f"{run}-2"), started, ended)
+        assert other == []
     assert empty == []
     (steps,) = query_range(url, f"{PREFIX}worldr1_done_steps", started, ended)
     times = [float(moment) for moment, _ in steps["values"]]

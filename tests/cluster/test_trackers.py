@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.machinery
 import importlib.util
 import math
 import struct
+import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -66,6 +69,29 @@ def test_events_reach_a_store_that_is_no_disk() -> None:
     assert len(folder.read_bytes(name)) > 200
 
 
+def test_events_that_a_store_refuses_end_no_run(caplog: pytest.LogCaptureFixture) -> None:
+    """Neither in a step nor at the end of a run that is durable; the next copy is whole."""
+
+    class Expired(RunFolder):
+        expired = True
+
+        def write_bytes(self, name: str, data: bytes) -> None:
+            if self.expired:
+                raise PermissionError("the token has expired")
+            super().write_bytes(name, data)
+
+    folder = Expired("memory://trackers/expired")
+    first = open_tracker("tensorboard", folder, 0, None, {})
+    first.log({**step_row(0, "main"), "loss": 1.0})
+    first.close()
+    assert "the token has expired" in caplog.text
+    assert folder.find("tensorboard", "*") == []
+    folder.expired = False
+    second = open_tracker("tensorboard", folder, 0, None, {})
+    second.close()
+    assert len(folder.find("tensorboard", "events.out.tfevents.*")) == 1
+
+
 @pytest.mark.hand
 @pytest.mark.skipif(importlib.util.find_spec("wandb") is None, reason="wandb is not installed")
 def test_offline_runs_of_wandb_share_an_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,6 +127,28 @@ def wandb_steps(file: Path) -> list[int]:
             if "optimizer_step" in (item.key, *item.nested_key):
                 steps.append(int(float(item.value_json)))
     return steps
+
+
+def test_a_service_that_lets_nobody_in_costs_no_worker(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights & Biases asks for a login when a run opens; the package here is a stand-in."""
+
+    class Refused(Exception):
+        pass
+
+    def refuse(**_: object) -> None:
+        raise Refused("api_key not configured (no-tty)")
+
+    wandb = ModuleType("wandb")
+    wandb.__spec__ = importlib.machinery.ModuleSpec("wandb", None)
+    vars(wandb).update(init=refuse, errors=SimpleNamespace(Error=Refused))
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    run = str(tmp_path / "run")
+    assert main(["train", "toy", "metrics.tracker=wandb", "--local", "--run", run]) == 2
+    said = capsys.readouterr()
+    assert "metrics.tracker = 'wandb' cannot start: api_key not configured" in said.err
+    assert "workers are up" not in said.out
 
 
 @pytest.mark.skipif(importlib.util.find_spec("wandb") is not None, reason="wandb is installed")
