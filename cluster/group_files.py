@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from actors.trajectory import (
 )
 from cluster.buffer import MemberReward, ReadyGroup
 from cluster.collect import GroupRecord
+from cluster.patience import again
 from cluster.pools import GroupRollout, Published, Ref, SampleScores
 from cluster.storage import make_folder
 from learner.batch import ScoredGroup
@@ -131,13 +133,16 @@ def write_group(
     fs.pipe_file(f"{stem}.json", kept.model_dump_json().encode())
 
 
-def read_groups(url: str) -> list[StoredGroup]:
-    """Every group below a directory URL, ascending by serial; none where it does not exist."""
+def read_groups(url: str) -> Iterator[StoredGroup]:
+    """Every group below a directory URL, ascending by serial, one in memory at a time; none where
+    it does not exist."""
     fs, path = url_to_fs(url)
     if not fs.exists(path):
-        return []
+        return
     names = sorted(fs.ls(path, False))
-    return [_read(fs, name, set(names)) for name in names if _is_group(name)]
+    present = set(names)
+    for name in filter(_is_group, names):
+        yield again(f"reading {name}", partial(_read, fs, name, present))
 
 
 def _is_group(name: str) -> bool:

@@ -38,8 +38,8 @@ async def write_in_flight(url: str, pool: Pool, waiting: Waiting) -> None:
 
 async def read_in_flight(url: str, pool: Pool) -> list[tuple[ReadyGroup, GroupRecord]]:
     """What `write_in_flight` wrote, ascending by serial; empty where it wrote nothing."""
-    found = []
-    for stored in await asyncio.to_thread(read_groups, f"{url}/{FOLDER}"):
+    found, groups = [], read_groups(f"{url}/{FOLDER}")
+    while (stored := await asyncio.to_thread(next, groups, None)) is not None:
         refs = [await pool.store(trajectory) for trajectory in stored.trajectories]
         found.append(stored.restored(refs))
     return found

@@ -146,7 +146,7 @@ def read_step(folder: RunFolder, step: int) -> RecordedStep:
 
 def read_step_groups(folder: RunFolder, step: int) -> list[StoredGroup]:
     """The groups of a recorded step, ascending."""
-    return read_groups(f"{folder.url}/{step_folder(step)}")
+    return list(read_groups(f"{folder.url}/{step_folder(step)}"))
 
 
 def read_weights(folder: RunFolder, step: int, version: WeightsVersion) -> LoraWeights:

@@ -89,7 +89,7 @@ def renderer_of(renderer: Renderer, device: torch.device | str) -> Literal["torc
         kernels = _gsplat_kernels()
     except RendererMissing:
         raise
-    except (ImportError, RuntimeError) as error:  # RuntimeError: torch's, where compiling fails
+    except (ImportError, OSError, RuntimeError) as error:  # the last is torch's, in compiling
         reason = str(error).strip().partition("\n")[0]
         raise RendererMissing(
             f"gsplat cannot be imported or compiled ({reason}); make its environment with "

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -15,13 +16,14 @@ from torch import Tensor
 
 from actors.config import DEFAULT_NOISE_LEVEL, KernelName, RolloutConfig
 from actors.sampler import GroupSamples, sample_group
-from actors.sde import sigma_schedule
+from actors.sde import ode_step, sigma_schedule, step_moments
 from actors.trajectory import RolloutRequest
 from prompts.config import CameraConfig
 from prompts.schema import Prompt
 
 MEAN, STD = 0.8, 0.5
 SHIFT = 3.0
+Affine = Callable[[KernelName | None, float, float, float], tuple[float, float, float]]
 KERNELS: tuple[KernelName, ...] = ("sde", "cps", "dance")
 
 
@@ -63,13 +65,29 @@ def _affine(
     return on_x + on_v * k, on_v * c, std
 
 
-def _propagate(kernel: KernelName, steps: int, window: range) -> list[tuple[float, float]]:
+def _sampled(
+    kernel: KernelName | None, now: float, then: float, proxy: float
+) -> tuple[float, float, float]:
+    """The same A, B and std of the sampler's own step, from what it makes of x = 0 and x = 1."""
+    k, c = _slope(now)
+    x, v = torch.tensor([[0.0], [1.0]]), torch.tensor([[c], [k + c]])
+    if kernel is None:
+        mean, std = ode_step(x, v, now, then), 0.0
+    else:
+        moments = step_moments(kernel, x, v, now, then, proxy, DEFAULT_NOISE_LEVEL[kernel])
+        mean, std = moments.mean, float(moments.std)
+    return float(mean[1] - mean[0]), float(mean[0]), std
+
+
+def _propagate(
+    kernel: KernelName, steps: int, window: range, affine: Affine = _affine
+) -> list[tuple[float, float]]:
     """(mean, std) at every sigma of the schedule, from N(0, 1) at sigma = 1."""
     sigmas = sigma_schedule(steps, SHIFT).tolist()
     mean, variance = 0.0, 1.0
     moments = [(mean, 1.0)]
     for step, (now, then) in enumerate(itertools.pairwise(sigmas)):
-        a, b, std = _affine(kernel if step in window else None, now, then, sigmas[1])
+        a, b, std = affine(kernel if step in window else None, now, then, sigmas[1])
         mean, variance = a * mean + b, a * a * variance + std * std
         moments.append((mean, math.sqrt(variance)))
     return moments
@@ -115,7 +133,7 @@ def test_a_window_of_two_is_the_ode_everywhere_else(kernel: KernelName) -> None:
 
 def _error(kernel: KernelName, steps: int) -> float:
     """Error of the final std against the data's, stochastic from step 1 to the last but one."""
-    return abs(_propagate(kernel, steps, range(1, steps - 1))[-1][1] - STD)
+    return abs(_propagate(kernel, steps, range(1, steps - 1), _sampled)[-1][1] - STD)
 
 
 @pytest.mark.parametrize("kernel", ["sde", "dance"])
@@ -123,10 +141,10 @@ def test_the_error_against_the_true_marginal_falls_with_the_steps(kernel: Kernel
     """At least threefold from 50 to 200 steps, and the mean is exact at any number."""
     assert _error(kernel, 50) >= 3 * _error(kernel, 200)
     for steps in (50, 200):
-        moments = _propagate(kernel, steps, range(1, steps - 1))
+        moments = _propagate(kernel, steps, range(1, steps - 1), _sampled)
         sigmas = sigma_schedule(steps, SHIFT).tolist()
         for (mean, _), sigma in zip(moments, sigmas, strict=True):
-            assert mean == pytest.approx((1 - sigma) * MEAN, abs=1e-6)
+            assert mean == pytest.approx((1 - sigma) * MEAN, abs=1e-4)  # float32, 200 steps
 
 
 def test_cps_does_not_keep_the_marginals() -> None:
@@ -140,6 +158,6 @@ def test_cps_does_not_keep_the_marginals() -> None:
 def test_a_stochastic_first_step_inflates_the_std(steps: int) -> None:
     """Its noise does not shrink with the step: why windows start at 1. At sigma = 1, std² is a² and
     x is scaled by 1 - a²/2: together 1.030 for a = 0.7, where the true std tends to 1."""
-    first = _propagate("sde", steps, range(1))[1][1]
-    truth = _propagate("sde", steps, range(0))[1][1]
+    first = _propagate("sde", steps, range(1), _sampled)[1][1]
+    truth = _propagate("sde", steps, range(0), _sampled)[1][1]
     assert first / truth == pytest.approx(math.sqrt(0.755**2 + 0.49), abs=0.01)

@@ -294,7 +294,7 @@ def test_weights_that_have_to_be_fetched_need_a_cache_that_can_be_written(
 def test_stores(tmp_path: Path, s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     problem, seconds = probe.probe_store(f"{s3_bucket}/run")
     assert problem == ""
-    assert 0 < seconds < 5
+    assert seconds > 0
     assert probe.probe_store(str(tmp_path / "run"))[0] == ""
     # Another node's folder of the same name has not what the coordinator wrote.
     (tmp_path / "run/.doctor-1").write_bytes(b"coordinator")

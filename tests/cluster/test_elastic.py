@@ -2,11 +2,32 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
+
 import pytest
 
+from cluster.clocks import Meter
 from cluster.config import SupervisionConfig
-from cluster.elastic import Decision, Demand, Memory, plan
+from cluster.elastic import Decision, Demand, Memory, Supervisor, plan
 from rewards.config import PoolConfig
+
+
+class Grown:
+    """An elastic pool that only counts."""
+
+    name, calls_at_once, pending = "judge", 1, 0
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self.size = 1
+        self.meter = Meter(1, clock)
+
+    def grow(self) -> None:
+        self.pending += 1
+
+    def drain(self) -> None:
+        self.size -= 1
+
 
 CONFIG = SupervisionConfig(interval_s=1.0, grow_wait_s=2.0, shrink_after_s=5.0)
 LIMITS = PoolConfig(min_workers=1, max_workers=4)
@@ -74,3 +95,30 @@ def test_a_steady_load_leaves_the_pool_alone() -> None:
         changes.append(decision.change)
     assert set(changes) == {0}
     assert isinstance(decision, Decision)
+
+
+def test_the_supervisor_grows_a_pool_whose_queue_stays_long_and_notes_it() -> None:
+    """One worker, calls of a second, three waiting: the second look grows it by two."""
+    now = [0.0]
+    pool, noted = Grown(lambda: now[0]), list[str]()
+    supervisor = Supervisor({"judge": (pool, LIMITS)}, CONFIG, noted.append)
+    pool.meter.change(busy=1, waiting=3)
+    for _ in range(2):
+        now[0] += 1.0
+        pool.meter.ended(1.0)
+        supervisor.decide("judge")
+    assert pool.pending == 2
+    (event,) = map(json.loads, noted)
+    assert (event["pool"], event["workers"], event["pending"], event["change"]) == (
+        "judge",
+        1,
+        0,
+        2,
+    )
+    assert "wait" in event["reason"]
+
+
+def test_a_pool_of_a_fixed_size_is_left_alone() -> None:
+    fixed = PoolConfig(min_workers=2, max_workers=2)
+    supervisor = Supervisor({"judge": (Grown(lambda: 0.0), fixed)}, CONFIG, lambda line: None)
+    assert supervisor._pools == {}

@@ -66,7 +66,7 @@ def test_every_member_comes_back_with_its_own_tensors(where: str, tmp_path: Path
     url = str(tmp_path / "a") if where == "disk" else f"memory://{uuid.uuid4().hex}"
     trajectories = [trajectory(member) for member in range(MEMBERS)]
     videos = [np.full((2, 4, 4, 3), member, np.uint8) for member in range(MEMBERS)]
-    assert read_groups(url) == []
+    assert list(read_groups(url)) == []
     write_group(url, GROUP, record(), trajectories, videos)
     (stored,) = read_groups(url)
     for found, wanted in zip(stored.trajectories, trajectories, strict=True):

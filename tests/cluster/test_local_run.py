@@ -120,7 +120,7 @@ def test_run_in_an_object_store_resumes_to_the_same_weights(
     remote = f"run={s3_bucket}/deep/run"
     run(smallest("steps=1", "eval.prompts=1", remote))
     lines: list[str] = []
-    assert run(smallest("steps=2", "eval.prompts=1", remote), lines) == whole
+    assert run(smallest("steps=2", "eval.prompts=1", remote), lines) == whole, "\n".join(lines)
     assert any("resuming s3://bucket/deep/run" in line for line in lines)
     assert any("pictures: s3://bucket/deep/run/before_after.png" in line for line in lines)
     assert not RunFolder(f"{s3_bucket}/deep/run").exists("lease.json")

@@ -25,6 +25,7 @@ from cluster.plan import (
 )
 from cluster.plan_run import measures, pool_to_grow, read_run, run_lines
 from cluster.plan_text import plan_lines
+from rewards.scoring import affine_to_unit
 
 H200, H100, A100 = (GPU_TYPES[name] for name in ("h200", "h100", "a100-80g"))
 PLANNED = [("small", 48, H200), ("large", 96, H200), ("small-8gpu", 8, H100)]
@@ -272,7 +273,18 @@ def test_presets_have_the_papers_numbers() -> None:
         assert (rollout.width, rollout.height, rollout.frames) == (832, 480, 81)
         assert rollout.group_size == 8
         assert (config.policy.lora.rank, config.policy.lora.alpha) == (32, 64.0)
+        assert config.policy.lora.targets == ("to_q", "to_k", "to_v", "to_out.0")
         assert (config.learner.learning_rate, config.learner.beta_kl) == (1e-4, 0.004)
+        assert (config.learner.clip_range, config.learner.advantage_clip) == (1e-4, 5.0)
+        assert (config.learner.betas, config.learner.weight_decay) == ((0.9, 0.999), 1e-4)
+        assert (config.learner.max_grad_norm, config.learner.updates_per_batch) == (1.0, 1)
+        assert (rollout.kernel, rollout.resolved_noise_level, rollout.shift) == ("sde", 0.7, 3.0)
+        reconstruction, aesthetic = config.rewards.reconstruction, config.rewards.aesthetic
+        assert (reconstruction.azimuth_deg, reconstruction.elevation_deg) == (20.0, 10.0)
+        assert aesthetic.frames == 8
+        # HPSv3's raw scale is about -2 to 12.
+        ends = [affine_to_unit(raw, aesthetic.offset, aesthetic.scale) for raw in (-2.0, 12.0)]
+        assert ends == [-1.0, 1.0]
         assert (config.schedule.main_steps, config.schedule.dynamic_steps) == (100, 50)
         assert config.max_staleness == 0
         assert config.policy.guidance_scale == 5.0

@@ -240,6 +240,33 @@ def test_a_worker_that_never_passes_its_admission_is_given_up_and_said_why(
     assert len(killed) == 1 + len(FIRST_BIRTHS_S)
 
 
+def test_a_worker_that_is_drained_answers_its_call_and_leaves(killed: list[Any]) -> None:
+    actors = [Handle(Method(index, after_s=0.2), Method(True)) for index in range(2)]
+
+    async def test() -> None:
+        pool = RayPool("waiters", lambda index: actors[index], 2)
+        calls = [asyncio.ensure_future(pool.call("work")) for _ in range(2)]
+        await asyncio.sleep(0.05)
+        pool.drain()
+        assert (pool.size, pool.meter.workers, killed) == (1, 1, [])
+        assert await asyncio.gather(*calls) == [0, 1]
+        assert killed == [actors[1]], "the youngest leaves, after its answer"
+        assert [await pool.call("work") for _ in range(2)] == [0, 0]
+
+    asyncio.run(test())
+
+
+def test_an_idle_worker_that_is_drained_leaves_at_once(killed: list[Any]) -> None:
+    actors = [Handle(Method(index), Method(True)) for index in range(2)]
+
+    async def test() -> None:
+        pool = RayPool("waiters", lambda index: actors[index], 2)
+        pool.drain()
+        assert (pool.size, killed) == (1, [actors[1]])
+
+    asyncio.run(test())
+
+
 def test_a_death_by_memory_is_repaired(killed: list[Any]) -> None:
     answers = iter([OutOfMemoryError("killed by the memory monitor"), 7])
 

@@ -91,6 +91,7 @@ def test_run_that_ends_during_a_refresh_leaves_no_process(
     config = smallest("steps=4")
     folder = make_run(config, steps=2, groups=1, evals=(0,))
     started: list[psutil.Process] = []
+    before = {child.pid for child in psutil.Process().children()}
 
     async def leave() -> None:
         refresher = Refresher(config.run, 0.001, lambda _: None)
@@ -98,7 +99,7 @@ def test_run_that_ends_during_a_refresh_leaves_no_process(
         refresher.refresh_if_due()
         while not started:
             await asyncio.sleep(0.01)
-            started.extend(psutil.Process().children())
+            started.extend(c for c in psutil.Process().children() if c.pid not in before)
 
     asyncio.run(leave())
     assert len(started) == 1

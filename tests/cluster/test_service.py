@@ -17,6 +17,7 @@ import pytest
 
 from benchmarks.simulated import (
     Durations,
+    SimulatedPool,
     SimulatedRanks,
     rows,
     simulated_trainer,
@@ -28,6 +29,7 @@ from cluster.config import RunConfig
 from cluster.recovery import AccountError
 from cluster.rows import RowsFile
 from cluster.saving import Saver
+from learner.rank import StepReport
 
 Build = Callable[..., RunConfig]
 FAST = Durations(0.002, 0.002, learner_s=0.004)
@@ -71,26 +73,50 @@ def test_every_group_trains_once_and_none_is_too_old(smallest: Build, staleness:
         assert sum(age["mean"] for age in ages) > 0, "nothing overlapped"
 
 
-def test_stages_overlap_and_the_slowest_is_named(smallest: Build) -> None:
-    """Learner 150 ms a step, rollouts 2 x 60 ms on one worker: synchronous at least 270 ms a step,
-    overlapped little more than 150."""
-    times: dict[int, float] = {}
-    for staleness in (0, 1):
-        config = smallest(
-            *LOOP, f"max_staleness={staleness}", "rollout.workers=1", name=f"s{staleness}"
-        )
-        run(config, durations=Durations(0.06, 0.001, learner_s=0.15))
-        steady = rows(config)[1:]
-        times[staleness] = sum(row["seconds"]["step"] for row in steady) / len(steady)
-        clocks = [row["stages"]["rollout"] for row in steady]
-        for clock in clocks:
-            total = clock["busy_s"] + clock["starved_s"] + clock["blocked_s"]
-            assert clock["blocked_s"] > 0
-            assert total > 0.12
-        named = [row["bottleneck"] for row in steady]
-        assert named.count("learner") > len(named) / 2
-    assert times[0] > 0.268
-    assert times[1] < 0.8 * times[0]
+class Watched(SimulatedRanks):
+    """Ranks that know when they step, and rollouts that look whether they do."""
+
+    stepping = False
+
+    async def step(self, *args: Any) -> StepReport:
+        self.stepping = True
+        try:
+            return await super().step(*args)
+        finally:
+            self.stepping = False
+
+    def watch(self, pool: Any) -> list[bool]:
+        """For every rollout, in order of their beginnings: whether the learner was in a step."""
+        assert isinstance(pool, SimulatedPool)
+        usual, seen = pool._methods["rollout"], list[bool]()
+
+        async def rollout(*args: Any) -> Any:
+            seen.append(self.stepping)
+            return await usual(*args)
+
+        pool._methods["rollout"] = rollout
+        return seen
+
+
+@pytest.mark.parametrize("staleness", [0, 1])
+def test_stages_overlap_with_staleness_and_without_it_follow_each_other(
+    smallest: Build, staleness: int
+) -> None:
+    config = smallest(*LOOP, f"max_staleness={staleness}", "rollout.workers=1")
+    durations = Durations(0.02, 0.001, learner_s=0.05)
+    ranks = Watched(config, durations)
+
+    async def train() -> list[bool]:
+        workers = simulated_workers(config, durations, ranks)
+        seen = ranks.watch(workers.rollouts.pool)
+        trainer, state = simulated_trainer(config, workers)
+        await trainer.train(state)
+        return seen
+
+    seen = asyncio.run(train())
+    assert any(seen) is (staleness == 1)
+    for row in rows(config)[1:]:
+        assert row["stages"]["rollout"]["blocked_s"] > 0
 
 
 def test_synchronous_draws_do_not_depend_on_who_is_faster(smallest: Build) -> None:

@@ -6,6 +6,7 @@ The network itself is run in its own environment (`test_da3_real.py`, mark `hand
 from __future__ import annotations
 
 import sys
+import weakref
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
@@ -19,9 +20,11 @@ import pytest
 import torch
 
 from prompts.camera import invert_pose
+from prompts.config import CameraConfig
 from prompts.motions import Motion
+from prompts.schema import Prompt
 from rewards.checks import psnr, worth_a_retry
-from rewards.config import ReconstructionConfig
+from rewards.config import ReconstructionConfig, RewardConfig
 from rewards.reconstruct.da3 import (
     DepthAnything3,
     from_prediction,
@@ -32,6 +35,7 @@ from rewards.reconstruct.da3 import (
 from rewards.reconstruct.reconstruction import Reconstruction, ReconstructionError
 from rewards.scoring import trajectory_score
 from rewards.weights import WeightsMissing
+from rewards.worker import ReconstructionWorker
 from tests.rewards.clips import scene
 from toyworld.scenes import Clip, render_clip
 
@@ -185,6 +189,54 @@ def test_frames_are_thinned_until_they_fit_and_stay_thinned() -> None:
     with pytest.raises(ReconstructionError, match="do not fit into the GPU's memory"):
         starved(shot.video, np.eye(3))
     assert starved.asked == [9, 6, 4, 3]
+
+
+class Full(DepthAnything3):
+    """Always out of memory, with something in it that has to be let go."""
+
+    network = None  # type: ignore[assignment]
+
+    def __init__(self, events: list[str]) -> None:
+        super().__init__(ReconstructionConfig(backend="da3", resolution=56, max_frames=81))
+        self.events = events
+        self.held: list[weakref.ref[torch.Tensor]] = []
+
+    def _reconstruct(self, network: Any, shown: Any, frames: Any) -> Reconstruction:
+        assert all(held() is None for held in self.held)
+        too_much = torch.zeros(1)
+        self.held.append(weakref.ref(too_much))
+        self.events.append(f"predict {len(frames)}")
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+def test_memory_is_let_go_before_fewer_frames_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While an error is handled, its traceback holds the frames that did not fit."""
+    events: list[str] = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: events.append("empty"))
+    reconstruct, video = Full(events), np.zeros((81, 32, 48, 3), np.uint8)
+    with pytest.raises(ReconstructionError, match="3 frames of 42 x 56 pixels do not fit"):
+        reconstruct(video, np.eye(3))
+    asked = [f"predict {frames}" for frames in (81, 54, 36, 24, 16, 10, 6, 4, 3)]
+    assert events == [event for each in asked for event in (each, "empty")][:-1]
+    events.clear()
+    with pytest.raises(ReconstructionError, match="do not fit"):
+        reconstruct(video, np.eye(3))
+    assert events == ["predict 3"], "what was learnt of the memory is kept"
+
+
+@pytest.mark.slow
+def test_a_thinned_clip_is_scored_against_the_cameras_of_its_frames() -> None:
+    shot = render_clip(scene(1), (Motion.PUSH_IN,), height=84, width=112)
+    config = RewardConfig(reconstruction=ReconstructionConfig(renderer="torch"))
+    worker = ReconstructionWorker(config, CameraConfig(), frames=9)
+    worker.reconstructor = Hungry(shot, holds=5)  # type: ignore[assignment]
+    score, _, artifacts = worker.assess(shot.video, Prompt.from_text("p", "Camera push in."), True)
+    assert artifacts is not None
+    assert artifacts.requested_c2w is not None
+    assert score.raw["frames"] == 4
+    assert artifacts.frames.tolist() == [0, 3, 5, 8]
+    assert score.parts["traj"] == pytest.approx(1, abs=1e-3)
+    assert artifacts.requested_c2w[-1, 2, 3] == pytest.approx(CameraConfig().amplitudes.push)
 
 
 def test_a_video_of_two_frames_has_no_camera() -> None:

@@ -167,9 +167,6 @@ def test_the_renderer_follows_the_device(monkeypatch: pytest.MonkeyPatch) -> Non
     assert renderer_of("auto", "cuda") == "gsplat"
     with pytest.raises(RendererMissing, match="on CUDA only, not on cpu"):
         renderer_of("gsplat", "cpu")
-    monkeypatch.setattr(gaussians, "_gsplat_kernels", lambda: None)
-    with pytest.raises(RendererMissing, match="found no nvcc"):
-        renderer_of("auto", "cuda")
 
 
 @pytest.mark.gpu

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from toyworld import flow_training
+from toyworld import flow_training, training_tools
 from toyworld.architecture import build_text_encoder, build_tokenizer, build_transformer, build_vae
 from toyworld.clips import render_set
 from toyworld.flow_training import Models, embed, flow_loss, tokenize, train_transformer
@@ -76,6 +78,10 @@ def test_training_resumes_from_its_state(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(flow_training, "HELDOUT", 8)
     monkeypatch.setattr(flow_training, "REPORT_S", 0.0)
     log = TrainingLog(tmp_path / "train.log")
+
+    ticks = itertools.count(step=0.1)  # a busy machine's seconds would be over before a step is
+    clock = SimpleNamespace(monotonic=lambda: next(ticks))
+    monkeypatch.setattr(training_tools, "time", clock)
 
     def train(minutes: float) -> Models:
         return train_transformer(
