@@ -7,6 +7,7 @@ A directory or hub id holds a diffusers `WanPipeline`: `transformer`, `vae`, `te
 from __future__ import annotations
 
 import json
+import logging
 import re
 from pathlib import Path
 from typing import Any, cast
@@ -20,6 +21,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, UMT5EncoderMode
 from transformers.utils import logging as transformers_logging
 
 from actors.wan_shape import WanShape
+
+log = logging.getLogger(__name__)
 
 Transformer = WanTransformer3DModel
 Decoder = AutoencoderKLWan
@@ -178,10 +181,17 @@ def embed_prompt(
 ) -> Tensor:
     """Text embedding [n, D] of the n tokens of a prompt; WanPipeline appends zeros to it.
 
-    The encoder sees the prompt padded to `max_tokens`, as WanPipeline shows it.
+    The encoder sees the prompt padded to `max_tokens`, as WanPipeline shows it; a longer one is
+    cut, which is said.
     """
+    cleaned = prompt_clean(text)
+    if (length := len(tokenizer(cleaned).input_ids)) > max_tokens:
+        log.warning(
+            "a prompt has %d tokens, of which policy.max_prompt_tokens = %d are seen: %s",
+            *(length, max_tokens, text[:80]),
+        )
     tokens = tokenizer(
-        [prompt_clean(text)],
+        [cleaned],
         padding="max_length",
         max_length=max_tokens,
         truncation=True,

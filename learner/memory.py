@@ -80,8 +80,8 @@ def rollout_memory(policy: PolicyConfig, rollout: RolloutConfig, shape: WanShape
 def learner_memory(
     policy: PolicyConfig, rollout: RolloutConfig, learner: LearnerConfig, shape: WanShape
 ) -> PoolMemory:
-    """A learner rank: its shard of frozen weights and of the adapter with its gradient, both
-    moments of AdamW and running average, what FSDP gathers, and one micro-batch."""
+    """A learner rank: its shard of frozen weights and of the adapter with both moments of AdamW and
+    running average, the adapter's gradient, what FSDP gathers, and one micro-batch."""
     # Both branches of the guidance are in the graph, in one pass or in two.
     block = _block(policy, rollout, shape, learner.micro_batch, batched=True)
     weights = shape.weight_bytes(policy.dtype)
@@ -90,7 +90,9 @@ def learner_memory(
     frozen = weights if learner.frozen_whole else -(-weights // ranks)
     resident = {
         "transformer" if learner.frozen_whole else "transformer's shard": frozen,
-        "adapter's shard, gradient, moments, average": -(-5 * lora // ranks),
+        "adapter's shard, moments, average": -(-4 * lora // ranks),
+        # Whole on every rank: passes pile it up, and the last one alone reduces it.
+        "adapter's gradient": lora,
     }
     one_block = (weights + lora) * shape.block_parameters // shape.parameters
     outside = weights - shape.layers * (weights * shape.block_parameters // shape.parameters)

@@ -48,6 +48,18 @@ def test_embeddings_are_those_of_the_pipeline(policy: Policy, pipeline: WanPipel
     assert float(got[2, 2:].abs().max()) == 0.0
 
 
+def test_a_prompt_that_is_cut_is_said(
+    policy_config: PolicyConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    short = policy_config.model_copy(update={"max_prompt_tokens": 8})
+    policy = Policy.load(short, "cpu", with_decoder=False)
+    assert policy.encode(["A box."]).shape[1] == 8
+    assert caplog.text == ""
+    long = "Camera push in. A red box on a green floor, a blue ball beside it."
+    assert policy.encode([long]).shape[1] == 8
+    assert f"of which policy.max_prompt_tokens = 8 are seen: {long}" in caplog.text
+
+
 @torch.no_grad()
 def test_ode_sampling_is_the_pipeline(policy: Policy, pipeline: WanPipeline) -> None:
     """Six Euler steps at guidance 5 from the same noise: WanPipeline's latents and pixels."""
