@@ -42,9 +42,11 @@ class Examination:
         """Begin to examine after `step` optimizer steps, if it is time."""
         if not self.every or step % self.every or not step:
             return
-        if self._task is not None and not self._task.done():
-            self.metrics.say(f"examiner: none after step {step}, the one before is under way")
-            return
+        if self._task is not None:
+            if not self._task.done():
+                self.metrics.say(f"examiner: none after step {step}, the one before is under way")
+                return
+            self._task.result()  # what it does not expect is not swallowed
         self._task = asyncio.get_running_loop().create_task(self._examine(step))
 
     async def finish(self) -> None:

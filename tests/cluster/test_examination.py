@@ -93,6 +93,11 @@ def test_an_examination_that_could_not_be_held_is_said_and_ends_no_run(tmp_path:
         assert list(metrics.rows("examiner")) == []
 
 
+def test_an_error_that_nobody_expects_is_raised(tmp_path: Path) -> None:
+    with pytest.raises(LookupError, match="a bug"):
+        run(Examination(1, Waiting(LookupError("a bug")), log(tmp_path, []), 30), range(3))
+
+
 def test_a_run_that_stops_gives_it_up(tmp_path: Path) -> None:
     async def stopped() -> None:
         examination = Examination(1, Waiting(), log(tmp_path, []), clip_timeout_s=30)

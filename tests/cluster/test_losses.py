@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 
 from benchmarks.simulated import (
     Durations,
@@ -27,7 +28,14 @@ from cluster.checkpoint import CheckpointStore, RunState
 from cluster.config import RunConfig
 from cluster.ledger import SampleRow, read_chain
 from cluster.loop import DivergedError
-from cluster.pools import DeliveryError, ObjectGone, PoolLost, WorkerLost, Workers
+from cluster.pools import (
+    DeliveryError,
+    LearnerTooLarge,
+    ObjectGone,
+    PoolLost,
+    WorkerLost,
+    Workers,
+)
 from cluster.storage import RunFolder
 from learner.account import extend_account
 from learner.rank import StepReport
@@ -292,6 +300,37 @@ def test_lost_trajectories_are_made_again_all_groups_at_once(smallest: Build) ->
     assert busy == [1, 2]
     assert state.weights_checksum == undisturbed.weights_checksum
     assert {row.status for row in ledger(config).values()} == {"trained"}
+
+
+class Full(SimulatedRanks):
+    """Ranks that run out of GPU memory at the second step, so many times."""
+
+    times = 1
+
+    async def step(self, step: int, *args: Any) -> StepReport:
+        if step == 1 and self.times:
+            self.times -= 1
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return await super().step(step, *args)
+
+
+def test_a_rank_out_of_memory_is_replaced_and_one_that_stays_so_stops_the_run(
+    smallest: Build,
+) -> None:
+    undisturbed, _ = train(smallest(*LOOP, name="undisturbed"))
+    config = smallest(*LOOP)
+    state, _ = train(config, ranks=Full(config, FAST))
+    assert state.weights_checksum == undisturbed.weights_checksum
+    assert [row["stages"]["learner"]["deaths"] for row in rows(config)] == [0, 1, 0]
+    small = smallest(*LOOP, name="small")
+    ranks = Full(small, FAST)
+    ranks.times = 100
+    with pytest.raises(
+        LearnerTooLarge, match="ran out of GPU memory in step: CUDA out of"
+    ) as found:
+        train(small, ranks=ranks)
+    assert ranks.restarts == 3
+    assert "learner.micro_batch=1" in found.value.advice
 
 
 class Diverging(SimulatedRanks):
