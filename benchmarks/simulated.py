@@ -37,8 +37,9 @@ from cluster.evaluate import Evaluator
 from cluster.lease import Holding
 from cluster.ledger import Ledger
 from cluster.loop import Trainer
+from cluster.losses import WorkerLost
 from cluster.metrics import MetricsLog
-from cluster.pools import Learner, Rewards, Rollouts, WorkerLost, Workers, bind
+from cluster.pools import Learner, Rewards, Rollouts, Workers, bind
 from cluster.rows import read_rows
 from cluster.runs import start_or_resume
 from cluster.storage import RunFolder

@@ -34,10 +34,7 @@ REJECTIONS: dict[Rejection, str] = {
 class NoProgressError(RunStopped):
     """So many groups were rejected that the step cannot be filled."""
 
-    advice = (
-        "mend what it names (every sample's reason is in the ledger), then start the same command "
-        "again"
-    )
+    advice = "mend what it names, then start the same command again"
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ class StageClock:
     workers: float = 0.0
     """Mean number of workers that took calls."""
     deaths: int = 0
-    """Calls whose worker died under them."""
+    """Calls whose worker died under them; of the learner: times that all ranks were replaced."""
     timeouts: int = 0
     """Calls that were not answered in time, whose worker was restarted."""
 

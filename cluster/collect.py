@@ -26,17 +26,8 @@ from cluster.buffer import (
 )
 from cluster.checkpoint import InFlight
 from cluster.ledger import SampleRow, Status
-from cluster.pools import (
-    GroupRollout,
-    ObjectGone,
-    PoolLost,
-    Published,
-    Ref,
-    Rewards,
-    Rollouts,
-    SampleScores,
-    WorkerLost,
-)
+from cluster.losses import ObjectGone, PoolLost, WorkerLost
+from cluster.pools import GroupRollout, Published, Ref, Rewards, Rollouts, SampleScores
 from cluster.versions import Lineages
 from learner.batch import ScoredGroup
 from learner.schedule import Phase, window_start
@@ -228,6 +219,8 @@ class Collector:
         self._again: deque[tuple[Phase, Prompt]] = deque()
         self._repeats: deque[InFlight] = deque()
         self._kept: Counter[int] = Counter()
+        self._unrolled: Counter[str] = Counter()
+        """Why samples of the next batch could not be rolled out."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
         self._error: BaseException | None = None
@@ -276,6 +269,7 @@ class Collector:
         rejected = {str(reason): count for reason, count in self.buffer.rejected.items()}
         failed = self.buffer.failed_members
         taken = self.buffer.take(phase)
+        self._unrolled.clear()
         groups = tuple(ready.group for ready in taken)
         serials = {group.group for group in groups}
         own = {s: r for s, r in self._records.items() if s in serials or s not in self._open}
@@ -338,12 +332,15 @@ class Collector:
 
     def _explained(self, error: BaseException) -> BaseException:
         """Why samples failed, where a step cannot be filled: no row of metrics will say it."""
-        counts = count_failures(self._records.values())
-        if not isinstance(error, NoProgressError) or not counts:
+        if not isinstance(error, NoProgressError):
             return error
-        most = sorted(counts.items(), key=lambda item: -item[1])[:SHOWN_FAILURES]
+        counts = Counter(self._unrolled)
+        for record in self._records.values():
+            for scores, reward in zip(record.scores, record.rewards, strict=True):
+                counts[_failure_text(scores, reward)] += reward.total is None
+        most = [item for item in counts.most_common(SHOWN_FAILURES) if item[1]]
         shown = "; ".join(f"{reason} ({count} x)" for reason, count in most)
-        return NoProgressError(f"{error}; most often: {shown}")
+        return NoProgressError(f"{error}; most often: {shown}") if shown else error
 
     async def _produce(self, request: RolloutRequest, phase: Phase, kept: bool) -> None:
         """One group from its request to its decision."""
@@ -415,6 +412,7 @@ class Collector:
     def _drop_unscored(self, request: RolloutRequest, phase: Phase, why: str) -> None:
         """A group that could not be rolled out, for want of workers that survive it."""
         reason: Rejection = "quarantined"
+        self._unrolled[why] += request.members
         self.buffer.reject(request.group, reason)
         del self._open[request.group]
         self.note(

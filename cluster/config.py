@@ -138,7 +138,7 @@ class SupervisionConfig(BaseModel):
     max_deaths: int = Field(default=3, ge=1, le=100)
     """A sample in flight at this many deaths of workers is quarantined."""
     rollout_timeout_s: float = Field(default=3600.0, gt=0, le=86400, allow_inf_nan=False)
-    """A rollout worker that takes longer over a group is killed and restarted."""
+    """Over a group; also for a reward worker's start. A slower worker is killed and restarted."""
     learner_timeout_s: float = Field(default=7200.0, gt=0, le=604800, allow_inf_nan=False)
     """Learner ranks of which none answers within this are replaced; of several ranks, one that is
     frozen shows much earlier, by `learner.timeout_s`."""

@@ -193,14 +193,9 @@ def _layout(config: RunConfig, facts: ClusterFacts) -> Finding:
 
 
 def gpu_type_of(name: str) -> GpuType | None:
-    """The type whose name is a word of the driver's name of the device."""
-    return next((gpu for gpu in GPU_TYPES.values() if _is_of(gpu.ray_name, name)), None)
-
-
-def _is_of(gpu_type: str, name: str) -> bool:
-    """An L40S is no L4, and a GH200 no H200."""
-    words = name.replace(" ", "-")  # as Ray writes them
-    return re.search(rf"\b{re.escape(gpu_type)}\b", words) is not None
+    """The type whose name is a word of the driver's name of the device: a GH200 is no H200."""
+    words = re.split(r"\W+", name)
+    return next((gpu for gpu in GPU_TYPES.values() if gpu.ray_name in words), None)
 
 
 def _gpus(
@@ -233,16 +228,17 @@ def _gpus(
     yield _finding(
         "driver", old, newest, f"CUDA 13 needs {OLDEST_DRIVER} or newer: update the driver"
     )
-    yield _memory(config, reports)
+    yield _memory(config, reports, facts)
 
 
-def _memory(config: RunConfig, reports: Sequence[NodeReport]) -> Finding:
+def _memory(config: RunConfig, reports: Sequence[NodeReport], facts: ClusterFacts) -> Finding:
     """Whether a worker of each pool fits the smallest GPU that it may get, as far as the model's
     size is known."""
     from cluster.costs import model_shape
     from cluster.plan import pool_fits
 
-    sizes = [(memory, name) for r in reports for name, memory in r.gpus]
+    kinds = {node.name: node.gpu_type for node in facts.nodes}
+    sizes = [(memory, name, kinds.get(r.node, "")) for r in reports for name, memory in r.gpus]
     if not sizes:
         return Finding("memory", True, "no GPU to compare with")
     try:
@@ -251,10 +247,10 @@ def _memory(config: RunConfig, reports: Sequence[NodeReport]) -> Finding:
         return Finding("memory", True, f"not compared: {error}")
     problems, compared = [], set[str]()
     for pool in layout(config):
-        allowed = [size for size in sizes if not pool.gpu_type or _is_of(pool.gpu_type, size[1])]
+        allowed = [size for size in sizes if pool.gpu_type in ("", size[2])]
         if not pool.gpus or not allowed:  # GPUs of a type that is not there fail the layout
             continue
-        memory, name = min(allowed)
+        memory, name, _ = min(allowed)
         compared.add(name)
         known = gpu_type_of(name)
         gpu = GpuType(name, name, memory, known.bf16 if known else 1.0)
@@ -267,7 +263,7 @@ def _memory(config: RunConfig, reports: Sequence[NodeReport]) -> Finding:
     return _finding(
         "memory",
         problems,
-        f"every pool fits a {' or a '.join(sorted(compared)) or 'GPU of an unknown size'}",
+        f"every pool fits a {' or a '.join(sorted(compared))}" if compared else "not compared",
         "`worldr1 plan` says what to change",
     )
 

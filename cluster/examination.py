@@ -15,8 +15,9 @@ from collections import deque
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
+from cluster.losses import WorkerLost
 from cluster.metrics import MetricsLog
-from cluster.pools import Pool, WorkerLost
+from cluster.pools import Pool
 from rewards.examiner import Rows, drift, faults, number_of_clips
 
 Row = Mapping[str, Any]
@@ -39,14 +40,17 @@ class Examination:
         self._task: asyncio.Task[None] | None = None
 
     def begin(self, step: int) -> None:
-        """Begin to examine after `step` optimizer steps, if it is time."""
+        """Begin to examine after `step` optimizer steps, if it is time. Raises what the one before
+        did not expect."""
+        running = self._task is not None and not self._task.done()
+        if self._task is not None and not running:
+            self._task.result()
+            self._task = None
         if not self.every or step % self.every or not step:
             return
-        if self._task is not None:
-            if not self._task.done():
-                self.metrics.say(f"examiner: none after step {step}, the one before is under way")
-                return
-            self._task.result()  # what it does not expect is not swallowed
+        if running:
+            self.metrics.say(f"examiner: none after step {step}, the one before is under way")
+            return
         self._task = asyncio.get_running_loop().create_task(self._examine(step))
 
     async def finish(self) -> None:

@@ -66,7 +66,11 @@ METRICS = (
     Metric(
         "worldr1_pool_size_workers", "Workers of a pool, those being restarted included.", "stage"
     ),
-    Metric("worldr1_pool_deaths_count", "Calls of the step whose worker died.", "stage"),
+    Metric(
+        "worldr1_pool_deaths_count",
+        "Calls of the step whose worker died; of the learner, times that its ranks were replaced.",
+        "stage",
+    ),
     Metric(
         "worldr1_pool_timeouts_count",
         "Calls of the step that were not answered in time; their worker was restarted.",

@@ -11,7 +11,7 @@ class GpuType:
 
     name: str
     ray_name: str
-    """As Ray names it, and as a part of the driver's name of the device."""
+    """As Ray names it, and as a word of the driver's name of the device."""
     memory: int
     """Bytes that CUDA reports."""
     bf16: float

@@ -43,9 +43,10 @@ from cluster.examination import Examination
 from cluster.inflight import read_in_flight
 from cluster.lease import Holding
 from cluster.ledger import Ledger, SampleRow
+from cluster.losses import ObjectGone
 from cluster.metrics import MetricsLog, pool_state, stage_clocks, step_row
 from cluster.patience import missing_is_fine
-from cluster.pools import ObjectGone, Published, Workers
+from cluster.pools import Published, Workers
 from cluster.record import Recorder
 from cluster.recovery import DurableLearner
 from cluster.repeats import Repetition
@@ -159,6 +160,7 @@ class Trainer:
                     await self._evaluate_if_due(state.step, weights, due)
                     state, weights = await self._renewed(state, weights)
                     self.examination.begin(state.step)
+                await self.saver.finish(state)  # whatever the examination finds
                 await self._give_up_if_stopped(self.examination.finish())
             except _Stopping:
                 self.metrics.say(f"SIGTERM: leaving after step {state.step}")

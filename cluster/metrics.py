@@ -25,7 +25,7 @@ from rewards.scoring import PARTS
 REWARD_STAGES = ("reconstruction", "judge", "aesthetic")
 REFRESH_S = 5.0
 """Time between two settings of the same gauges."""
-LOST = {"deaths": "died", "timeouts": "did not answer in time"}
+LOST = {"deaths": "calls lost their worker", "timeouts": "calls were not answered in time"}
 WRITTEN = "worldr1_checkpoint_written_timestamp_seconds"
 
 
@@ -115,11 +115,8 @@ def step_line(row: Mapping[str, Any], steps: int, eta_s: float) -> str:
     notes = [f"{n} groups {why}" for why, n in row["groups"].items() if why != "trained" and n]
     if row["failed_members"]:
         notes.append(f"{row['failed_members']} samples unscored")
-    lost = {
-        what: sum(clock.get(what, 0) for clock in row["stages"].values())
-        for what in ("deaths", "timeouts")
-    }
-    notes += [f"{n} workers {LOST[what]}" for what, n in lost.items() if n]
+    lost = {what: sum(clock[what] for clock in row["stages"].values()) for what in LOST}
+    notes += [f"{n} {LOST[what]}" for what, n in lost.items() if n]
     if row["age"].get("mean"):
         notes.append(f"age {row['age']['mean']:.1f}")
     if row["update_skipped"]:

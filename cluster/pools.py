@@ -17,8 +17,10 @@ import torch
 
 from actors.trajectory import RolloutReport, RolloutRequest, WeightsVersion
 from actors.worker import WorkerInfo
+from cluster.calls import first_line
 from cluster.clocks import Meter
 from cluster.config import RunStopped
+from cluster.losses import LearnerLost, LearnerTooLarge, ObjectGone, PoolLost, WorkerLost
 from learner.batch import BatchShape, ScoredGroup, plan_batch
 from learner.proof import RatioProof, StartupProofError
 from learner.rank import RankInfo, StepReport
@@ -39,36 +41,6 @@ JUDGED_PHASES: dict[Phase, tuple[RewardKind, ...]] = {
     "dynamic": ("aesthetic",),
 }
 """Reward workers that each phase calls: the dynamic phase switches R_3D off (method section 4)."""
-
-
-class WorkerLost(RunStopped):
-    """A worker died more often than a call is retried."""
-
-    advice = (
-        "read in the worker's log why it died (Ray's dashboard, or `ray logs`; often memory), then "
-        "start the same command again: it goes on from the newest checkpoint"
-    )
-
-
-class PoolLost(WorkerLost):
-    """No worker of a pool is left, and none is on its way."""
-
-
-class LearnerLost(RunStopped):
-    """A rank died, froze or lost touch with the others: all of them have to be replaced."""
-
-
-class LearnerTooLarge(LearnerLost):
-    """A rank ran out of GPU memory: of too much, or of pieces too small, which fresh ranks mend."""
-
-    advice = (
-        "give a rank less to hold: more learner.ranks, learner.micro_batch=1, "
-        "learner.activation_checkpointing=true; `worldr1 plan` says what fits"
-    )
-
-
-class ObjectGone(RuntimeError):
-    """An object that a ref names was lost with its node, or evicted; it has to be made again."""
 
 
 class Pool(Protocol):
@@ -304,7 +276,8 @@ class Rewards:
     async def score(
         self, video: Ref, prompt: Prompt, phase: Phase, keep_artifacts: bool = False
     ) -> SampleScores:
-        """Score one video by the workers that the phase calls. ObjectGone where it is lost."""
+        """Score one video by the workers that the phase calls. ObjectGone where it is lost,
+        PoolLost where nobody is left to score it."""
         started = time.perf_counter()
         answers = await asyncio.gather(
             *(
@@ -498,15 +471,16 @@ class Learner:
         except torch.OutOfMemoryError as error:
             # Fresh ranks heal a fragmented GPU; where it is the size, they run out again.
             raise LearnerTooLarge(
-                f"a learner rank ran out of GPU memory in {method}: {str(error).splitlines()[0]}"
+                f"a learner rank ran out of GPU memory in {method}: {first_line(error)}"
             ) from error
         except RuntimeError as error:
             if self.ranks.size == 1:
                 raise
             # A collective that a peer left or did not reach in time: which of torch's errors it is
             # depends on backend and place, and the group is of no use after any of them.
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise LearnerLost(f"the learner's ranks lost touch in {method}: {reason}") from error
+            raise LearnerLost(
+                f"the learner's ranks lost touch in {method}: {first_line(error)}"
+            ) from error
 
 
 @dataclass(frozen=True, slots=True)

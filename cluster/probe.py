@@ -121,9 +121,13 @@ def _version(package: str) -> str:
         return NONE
 
 
+def _caches() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+
+
 def _cache() -> Path:
     """Where downloaded weights go."""
-    home = Path(os.environ.get("HF_HOME", Path.home() / ".cache/huggingface"))
+    home = Path(os.environ.get("HF_HOME", _caches() / "huggingface"))
     return Path(os.environ.get("HF_HUB_CACHE", home / "hub"))
 
 
@@ -211,7 +215,7 @@ def _hub_problem(model: str) -> str:
 
 def _file_problem(url: str) -> str:
     """Of a file that torch.hub fetches into TORCH_HOME."""
-    home = Path(os.environ.get("TORCH_HOME", Path.home() / ".cache/torch"))
+    home = Path(os.environ.get("TORCH_HOME", _caches() / "torch"))
     file = home / "hub/checkpoints" / url.rpartition("/")[2]
     if file.is_file():
         return ""

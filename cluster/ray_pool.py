@@ -32,7 +32,8 @@ from ray.exceptions import (
 from cluster.calls import Call, first_line, settle, within
 from cluster.clocks import Meter
 from cluster.dispatch import Dispatch, NobodyLeft
-from cluster.pools import ObjectGone, PoolLost, WorkerLost, bind
+from cluster.losses import ObjectGone, PoolLost, WorkerLost
+from cluster.pools import bind
 from rewards.checks import BROKEN
 
 log = logging.getLogger(__name__)
@@ -98,8 +99,6 @@ class RayPool:
         self.max_deaths = max_deaths
         self.pending = 0
         """Workers that were asked for and do not work yet."""
-        self.deaths = 0
-        """Calls that lost their worker."""
         self._spawn, self._admission, self._admission_s = spawn, admission, admission_s
         self._next_index = workers
         self._members = [_Member(index, spawn(index)) for index in range(workers)]
@@ -254,7 +253,6 @@ class RayPool:
             self._ended(member, started)
 
     def _died(self, member: _Member, started: float) -> None:
-        self.deaths += 1
         self.meter.lost(deaths=1)
         self._repair(member)
         self._ended(member, started)

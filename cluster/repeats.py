@@ -16,8 +16,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cluster.collect import Batch
+from cluster.losses import ObjectGone, WorkerLost
 from cluster.metrics import MetricsLog
-from cluster.pools import ObjectGone, Ref, Rewards
+from cluster.pools import Ref, Rewards
 from cluster.rows import Row
 from learner.schedule import Phase
 from prompts.schema import Prompt
@@ -111,8 +112,8 @@ class Repetition:
             scores = await self.rewards.score(video, prompt, phase)
         except ObjectGone as gone:
             return None, [f"its video is lost: {gone}"]
-        except Exception as error:  # written down; the run needs nothing of a measurement
-            return None, [f"{type(error).__name__}: {error}"]
+        except WorkerLost as lost:  # the pool's, which the next batch will meet
+            return None, [f"{type(lost).__name__}: {lost}"]
         if scores.failures:
             return None, [f"{failure.kind}: {failure.reason}" for failure in scores.failures]
         total, _ = combine(scores.parts, self.rewards.config.weights, phase)

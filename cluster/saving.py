@@ -18,8 +18,9 @@ from cluster.checkpoint import CheckpointStore, RunState
 from cluster.config import RunConfig, RunStopped, fingerprint
 from cluster.inflight import Waiting, write_in_flight
 from cluster.ledger import Ledger
+from cluster.losses import LearnerLost, WorkerLost
 from cluster.patience import FIRST_PAUSE_S, LONGEST_PAUSE_S
-from cluster.pools import LearnerLost, Pool, WorkerLost
+from cluster.pools import Pool
 from cluster.recovery import DurableLearner
 from learner.storage_errors import is_transient
 

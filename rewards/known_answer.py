@@ -35,6 +35,9 @@ MARGIN = 0.25
 """By how much S_recon + S_traj of a consistent clip exceeds that of each spoilt version."""
 FRAME_MARGIN = 0.1
 """By how much a good picture exceeds a spoilt one before the judge and the frame scorer."""
+ATTEMPTS = 3
+"""At a picture, while its scorer says that another may help: a worker that joins a run under way
+must not be lost to a busy server."""
 PROOF_CLIPS = ("orbit", "push")
 """Clips that every joining worker scores."""
 
@@ -147,10 +150,13 @@ def known_answer_aesthetic(worker: AestheticWorker) -> dict[str, float]:
 
 
 def _part(score: Callable[[], Score | ScoreFailure], part: str, name: str) -> float:
-    try:
-        outcome = score()
-    except BROKEN as error:
-        raise KnownAnswerError(f"the {name} clip finds a broken worker: {error}") from error
+    for _ in range(ATTEMPTS):
+        try:
+            outcome = score()
+        except BROKEN as error:
+            raise KnownAnswerError(f"the {name} clip finds a broken worker: {error}") from error
+        if isinstance(outcome, Score) or not outcome.retry:
+            break
     if isinstance(outcome, ScoreFailure):
         raise KnownAnswerError(f"{outcome.kind} cannot score the {name} clip: {outcome.reason}")
     return outcome.parts[part]

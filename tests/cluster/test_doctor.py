@@ -78,13 +78,17 @@ def answering_server() -> Iterator[str]:
             self.send_response(200)
             self.end_headers()
 
+        do_HEAD = do_GET
+
         def log_message(self, *_: Any) -> None:
             pass
 
     with HTTPServer(("127.0.0.1", 0), Hub) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
 
 
 def last(**changes: Any) -> NodeReport:
@@ -152,7 +156,8 @@ def test_each_pool_is_compared_with_the_gpus_that_it_may_get() -> None:
     """An L40S holds no rollout worker of Wan2.1-14B, but all reward workers."""
     l40s = ("NVIDIA L40S", 48_300_000_000)
     reports = [*map(report, range(12)), report(12, gpus=(l40s,) * 8)]
-    mixed = facts(asked=tuple((r.time, r.time) for r in reports))
+    nodes = tuple(Node(r.node, 96, 8, "L40S" if r.gpus[0] == l40s else "H200") for r in reports)
+    mixed = facts(nodes=nodes, asked=tuple((r.time, r.time) for r in reports))
 
     def memory(*overrides: str) -> Finding:
         config = load("large", ["run=s3://bucket/run", *overrides])
@@ -239,6 +244,19 @@ def test_models_here_in_the_cache_and_nowhere(
     assert probe.probe_model("owner/name") == ""
 
 
+def test_caches_lie_where_their_libraries_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HF_HOME", "HF_HUB_CACHE", "TORCH_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (tmp_path / "huggingface/hub/models--owner--name/snapshots/abc").mkdir(parents=True)
+    (tmp_path / "torch/hub/checkpoints").mkdir(parents=True)
+    (tmp_path / "torch/hub/checkpoints/alexnet.pth").write_bytes(b"")
+    assert probe.probe_weights({"a": "owner/name"}) == {}
+    assert probe._file_problem("http://127.0.0.1:9/alexnet.pth") == ""
+
+
 def test_weights_of_scorers_by_folder_hub_and_url(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -277,6 +295,7 @@ def test_weights_that_have_to_be_fetched_need_a_cache_that_can_be_written(
     with answering_server() as url:
         monkeypatch.setenv("HF_ENDPOINT", url)
         assert probe.probe_model("owner/name") == ""
+        assert probe._file_problem(f"{url}/alexnet.pth") == ""
 
         def refuse(**_: Any) -> Any:
             raise PermissionError(13, "Permission denied")
@@ -286,6 +305,12 @@ def test_weights_that_have_to_be_fetched_need_a_cache_that_can_be_written(
         said = f"downloads go to {cache}, which cannot be written: Permission denied"
         assert probe.probe_model("owner/name") == said
         assert probe.probe_weights({"k": "owner/other"}) == {"k": said}
+        checkpoints = tmp_path / "torch/hub/checkpoints"
+        assert f"downloads go to {checkpoints}" in probe._file_problem(f"{url}/alexnet.pth")
+    nowhere = probe._file_problem("http://127.0.0.1:9/alexnet.pth")
+    assert nowhere.startswith(
+        f"{checkpoints / 'alexnet.pth'} is not there, and http://127.0.0.1:9/"
+    )
     (tmp_path / "hf/hub/models--owner--name/snapshots/abc").mkdir(parents=True)
     assert probe.probe_model("owner/name") == ""
 

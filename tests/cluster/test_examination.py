@@ -11,8 +11,8 @@ import pytest
 from cluster.clocks import Meter
 from cluster.examination import Examination, hacking
 from cluster.local import LocalPool
+from cluster.losses import WorkerLost
 from cluster.metrics import MetricsLog
-from cluster.pools import WorkerLost
 from cluster.storage import RunFolder
 from rewards.examiner import known_clips
 
@@ -95,7 +95,7 @@ def test_an_examination_that_could_not_be_held_is_said_and_ends_no_run(tmp_path:
 
 def test_an_error_that_nobody_expects_is_raised(tmp_path: Path) -> None:
     with pytest.raises(LookupError, match="a bug"):
-        run(Examination(1, Waiting(LookupError("a bug")), log(tmp_path, []), 30), range(3))
+        run(Examination(3, Waiting(LookupError("a bug")), log(tmp_path, []), 30), range(5))
 
 
 def test_a_run_that_stops_gives_it_up(tmp_path: Path) -> None:

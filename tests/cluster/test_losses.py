@@ -28,14 +28,9 @@ from cluster.checkpoint import CheckpointStore, RunState
 from cluster.config import RunConfig
 from cluster.ledger import SampleRow, read_chain
 from cluster.loop import DivergedError
-from cluster.pools import (
-    DeliveryError,
-    LearnerTooLarge,
-    ObjectGone,
-    PoolLost,
-    WorkerLost,
-    Workers,
-)
+from cluster.losses import LearnerTooLarge, ObjectGone, PoolLost, WorkerLost
+from cluster.pools import DeliveryError, Workers
+from cluster.startup import PROOF_GROUP
 from cluster.storage import RunFolder
 from learner.account import extend_account
 from learner.rank import StepReport
@@ -165,6 +160,34 @@ def test_a_run_whose_samples_all_fail_stops_and_names_the_reason(smallest: Build
     with pytest.raises(
         NoProgressError, match=r"most often: reconstruction: no camera found \(75 x\)"
     ):
+        train(config, prepare)
+
+
+def test_groups_that_nobody_rolls_out_are_named_where_no_step_can_be_filled(
+    smallest: Build,
+) -> None:
+    config = smallest(*LOOP)
+
+    def prepare(workers: Workers) -> None:
+        late = [TimeoutError()] * 1000
+        real = lambda request: request.group < PROOF_GROUP  # noqa: E731
+        meets(workers.rollouts.pool, "rollout", real, *late)
+
+    reason = r"most often: rollout.rollout was given up: 3 workers did not finish .* \(75 x\)"
+    with pytest.raises(NoProgressError, match=reason):
+        train(config, prepare)
+
+
+def test_samples_without_a_finite_density_are_named_too(smallest: Build) -> None:
+    config = smallest(*LOOP)
+
+    def prepare(workers: Workers) -> None:
+        def blown_up(answer: Any) -> Any:
+            return (replace(answer[0], non_finite=(0, 1, 2)), *answer[1:])
+
+        meets(workers.rollouts.pool, "rollout", lambda request: True, *[blown_up] * 1000)
+
+    with pytest.raises(NoProgressError, match=r"its log-probability is not finite \(75 x\)"):
         train(config, prepare)
 
 

@@ -18,7 +18,8 @@ import pytest
 
 from cluster.config import LOOPBACK, SupervisionConfig
 from cluster.elastic import Supervisor
-from cluster.pools import Late, ObjectGone, WorkerLost
+from cluster.losses import ObjectGone, WorkerLost
+from cluster.pools import Late
 from cluster.ray_pool import RayPool, RayRanks
 from rewards.config import PoolConfig
 from tests.cluster.waiter import Waiter
@@ -77,7 +78,7 @@ def test_a_call_survives_deaths_below_the_limit_and_the_rest_is_given_up(
 ) -> None:
     async def test(pool: RayPool) -> None:
         assert await pool.call("die", str(tmp_path / "two"), 2) == 2
-        assert pool.deaths == 2
+        assert pool.meter.lap().deaths == 2
         with pytest.raises(WorkerLost, match=r"waiters\.die was given up: 3 workers died"):
             await pool.call("die", str(tmp_path / "many"), 99)
         assert (tmp_path / "many").read_text() == "xxx"
@@ -92,7 +93,7 @@ def test_a_worker_that_lost_its_gpu_is_replaced_and_fails_no_call(spawn: Spawn) 
         broken, _ = await pool.call_all("pid", [()] * 2)
         calls = [pool.call("lose_gpu", broken) for _ in range(12)]
         assert broken not in await asyncio.gather(*calls)
-        assert pool.deaths == 1
+        assert pool.meter.lap().deaths == 1
         assert broken not in await pool.call_all("pid", [()] * 2)
 
     run(test, spawn, workers=2)
@@ -108,7 +109,7 @@ def test_killed_from_outside_while_many_calls_are_in_flight(spawn: Spawn) -> Non
         os.kill(pids[0], signal.SIGKILL)
         answers = await asyncio.gather(*calls)
         assert [value for value, _ in answers] == list(range(12))
-        assert pool.deaths == 1
+        assert pool.meter.lap().deaths == 1
         assert pool.meter.busy == pool.meter.waiting == 0
         assert pids[0] not in await pool.call_all("pid", [()] * 2)
 
@@ -316,7 +317,7 @@ def test_workers_that_take_several_calls_at_once_share_them_and_lose_none(spawn:
             await asyncio.sleep(0.15)
             os.kill(pids[0], signal.SIGKILL)
             assert [value for value, _ in await asyncio.gather(*calls)] == list(range(24))
-            assert pool.deaths == 4, "each call in flight has seen it"
+            assert pool.meter.lap().deaths == 4, "each call in flight has seen it"
             given_up = asyncio.ensure_future(pool.call("wait", 2.0, 0))
             await asyncio.sleep(0.1)
             given_up.cancel()

@@ -14,8 +14,9 @@ from actors.trajectory import RolloutReport, RolloutRequest, WeightsVersion
 from cluster.collect import Batch, GroupRecord
 from cluster.exports import samples
 from cluster.local import LocalPool
+from cluster.losses import ObjectGone, PoolLost
 from cluster.metrics import MetricsLog
-from cluster.pools import GroupRollout, ObjectGone, Published, Rewards
+from cluster.pools import GroupRollout, Published, Rewards
 from cluster.repeats import Repetition, repeat_noise, weak_starts
 from cluster.rows import Row
 from cluster.storage import RunFolder
@@ -250,7 +251,7 @@ def test_a_step_may_let_go_of_its_videos_at_once(tmp_path: Path) -> None:
     ("error", "said"),
     [
         (ObjectGone("its node is gone"), "its video is lost: its node is gone"),
-        (LookupError("as it is"), "LookupError: as it is"),
+        (PoolLost("no judge worker is left"), "PoolLost: no judge worker is left"),
     ],
 )
 def test_what_goes_wrong_is_counted_and_ends_no_run(
@@ -261,6 +262,13 @@ def test_what_goes_wrong_is_counted_and_ends_no_run(
     assert found["difference"] is found["noise"] is None
     assert found["failures"] == [said]
     assert list(samples(found)) == []
+
+
+def test_an_error_that_nobody_expects_is_raised(tmp_path: Path) -> None:
+    metrics = log(tmp_path, [])
+    repetition = Repetition(1, rewards(Lost(LookupError("a bug"))), metrics)
+    with pytest.raises(LookupError, match="a bug"):
+        run_steps(repetition, metrics, [0])
 
 
 def test_nobody_waits_for_a_slow_scorer(tmp_path: Path) -> None:

@@ -28,7 +28,8 @@ from cluster.checkpoint import CheckpointStore, RunState
 from cluster.config import RunConfig
 from cluster.lease import Holding, RunTaken
 from cluster.loop import Trainer
-from cluster.pools import LearnerLost, Workers
+from cluster.losses import LearnerLost
+from cluster.pools import Workers
 from cluster.saving import Saver
 
 Build = Callable[..., RunConfig]

@@ -25,6 +25,7 @@ from benchmarks.simulated import (
 )
 from cluster.audit import AuditReport, audit_run
 from cluster.checkpoint import CheckpointStore, RunState
+from cluster.clocks import StageClock, bottleneck
 from cluster.config import RunConfig
 from cluster.recovery import AccountError
 from cluster.rows import RowsFile
@@ -117,6 +118,8 @@ def test_stages_overlap_with_staleness_and_without_it_follow_each_other(
     assert any(seen) is (staleness == 1)
     for row in rows(config)[1:]:
         assert row["stages"]["rollout"]["blocked_s"] > 0
+        clocks = {name: StageClock(**clock) for name, clock in row["stages"].items()}
+        assert row["bottleneck"] == bottleneck(clocks)
 
 
 def test_synchronous_draws_do_not_depend_on_who_is_faster(smallest: Build) -> None:
@@ -197,7 +200,7 @@ def test_ranks_that_repeat_with_other_bits_open_a_lineage(smallest: Build) -> No
 
 
 def test_three_losses_in_a_row_stop_the_run(smallest: Build) -> None:
-    from cluster.pools import LearnerLost
+    from cluster.losses import LearnerLost
 
     config = smallest(*LOOP)
     ranks = SimulatedRanks(config, FAST, fail_at=[("step", 1)] * 9)

@@ -287,3 +287,18 @@ def test_what_ends_a_worker_is_no_failure_of_a_sample(error: Exception) -> None:
 
     with pytest.raises(KnownAnswerError, match=r"the good clip finds a broken worker"):
         known_answer_aesthetic(cast(AestheticWorker, Broken()))
+
+
+@pytest.mark.parametrize(("retry", "asked"), [(True, 3), (False, 1)])
+def test_a_known_clip_is_tried_again_where_that_may_help(retry: bool, asked: int) -> None:
+    """A busy endpoint at the moment at which a worker joins."""
+    calls: list[int] = []
+
+    class Busy:
+        def score(self, *_: object) -> Score | ScoreFailure:
+            calls.append(1)
+            return ScoreFailure("aesthetic", "answers 429", retry=retry)
+
+    with pytest.raises(KnownAnswerError, match="cannot score the good clip: answers 429"):
+        known_answer_aesthetic(cast(AestheticWorker, Busy()))
+    assert len(calls) == asked
