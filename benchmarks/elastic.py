@@ -27,7 +27,7 @@ from benchmarks.results import Result, machine, write
 from cluster.config import LOOPBACK, SupervisionConfig, load, thread_environment
 from cluster.elastic import Supervisor
 from cluster.handles import ADMISSION
-from cluster.losses import WorkerLost
+from cluster.lost import WorkerLost
 from cluster.ray_pool import RayPool
 from rewards.config import PoolConfig
 from rewards.known_answer import canaries

@@ -37,7 +37,7 @@ from cluster.evaluate import Evaluator
 from cluster.lease import Holding
 from cluster.ledger import Ledger
 from cluster.loop import Trainer
-from cluster.losses import WorkerLost
+from cluster.lost import WorkerLost
 from cluster.metrics import MetricsLog
 from cluster.pools import Learner, Rewards, Rollouts, Workers, bind
 from cluster.rows import read_rows

@@ -26,7 +26,7 @@ from cluster.buffer import (
 )
 from cluster.checkpoint import InFlight
 from cluster.ledger import SampleRow, Status
-from cluster.losses import ObjectGone, PoolLost, WorkerLost
+from cluster.lost import ObjectGone, PoolLost, WorkerLost
 from cluster.pools import GroupRollout, Published, Ref, Rewards, Rollouts, SampleScores
 from cluster.versions import Lineages
 from learner.batch import ScoredGroup

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from cluster.losses import WorkerLost
+from cluster.lost import WorkerLost
 from cluster.metrics import MetricsLog
 from cluster.pools import Pool
 from rewards.examiner import Rows, drift, faults, number_of_clips

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from cluster.buffer import ReadyGroup
 from cluster.collect import GroupRecord
 from cluster.group_files import read_groups, write_group
-from cluster.losses import ObjectGone
+from cluster.lost import ObjectGone
 from cluster.pools import Pool
 
 FOLDER = "inflight"

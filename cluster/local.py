@@ -11,7 +11,7 @@ from actors.config import PolicyConfig
 from actors.worker import RolloutWorker
 from cluster.clocks import Meter
 from cluster.config import RunConfig, resolve_model
-from cluster.losses import WorkerLost
+from cluster.lost import WorkerLost
 from cluster.pools import Learner, Rewards, Rollouts, Workers, bind
 from learner.batch import BatchShape
 from learner.rank import LearnerRank

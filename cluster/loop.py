@@ -43,7 +43,7 @@ from cluster.examination import Examination
 from cluster.inflight import read_in_flight
 from cluster.lease import Holding
 from cluster.ledger import Ledger, SampleRow
-from cluster.losses import ObjectGone
+from cluster.lost import ObjectGone
 from cluster.metrics import MetricsLog, pool_state, stage_clocks, step_row
 from cluster.patience import missing_is_fine
 from cluster.pools import Published, Workers

@@ -20,7 +20,7 @@ from actors.worker import WorkerInfo
 from cluster.calls import first_line
 from cluster.clocks import Meter
 from cluster.config import RunStopped
-from cluster.losses import LearnerLost, LearnerTooLarge, ObjectGone, PoolLost, WorkerLost
+from cluster.lost import LearnerLost, LearnerTooLarge, ObjectGone, PoolLost, WorkerLost
 from learner.batch import BatchShape, ScoredGroup, plan_batch
 from learner.proof import RatioProof, StartupProofError
 from learner.rank import RankInfo, StepReport

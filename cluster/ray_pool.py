@@ -32,7 +32,7 @@ from ray.exceptions import (
 from cluster.calls import Call, first_line, settle, within
 from cluster.clocks import Meter
 from cluster.dispatch import Dispatch, NobodyLeft
-from cluster.losses import ObjectGone, PoolLost, WorkerLost
+from cluster.lost import ObjectGone, PoolLost, WorkerLost
 from cluster.pools import bind
 from rewards.checks import BROKEN
 

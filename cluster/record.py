@@ -25,7 +25,7 @@ from actors.trajectory import LoraWeights, WeightsVersion
 from cluster.collect import Batch
 from cluster.config import RecordConfig
 from cluster.group_files import StoredGroup, read_groups, write_group
-from cluster.losses import ObjectGone
+from cluster.lost import ObjectGone
 from cluster.patience import missing_is_fine
 from cluster.pools import Pool, Published
 from cluster.recovery import DurableLearner

@@ -18,7 +18,7 @@ from typing import TypeVar
 from cluster.checkpoint import CheckpointStore, RunState
 from cluster.collect import Batch, GroupRecord, gather_or_cancel
 from cluster.config import RunStopped
-from cluster.losses import LearnerLost, ObjectGone
+from cluster.lost import LearnerLost, ObjectGone
 from cluster.patience import patiently
 from cluster.pools import Learner, Published, Rollouts
 from cluster.versions import Lineages

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cluster.collect import Batch
-from cluster.losses import ObjectGone, WorkerLost
+from cluster.lost import ObjectGone, WorkerLost
 from cluster.metrics import MetricsLog
 from cluster.pools import Ref, Rewards
 from cluster.rows import Row

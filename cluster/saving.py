@@ -18,7 +18,7 @@ from cluster.checkpoint import CheckpointStore, RunState
 from cluster.config import RunConfig, RunStopped, fingerprint
 from cluster.inflight import Waiting, write_in_flight
 from cluster.ledger import Ledger
-from cluster.losses import LearnerLost, WorkerLost
+from cluster.lost import LearnerLost, WorkerLost
 from cluster.patience import FIRST_PAUSE_S, LONGEST_PAUSE_S
 from cluster.pools import Pool
 from cluster.recovery import DurableLearner

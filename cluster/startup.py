@@ -17,7 +17,7 @@ from actors.sde import schedule_hash, sigma_schedule, step_moments
 from actors.trajectory import LoraWeights, RolloutRequest, WeightsVersion, weights_checksum
 from actors.worker import WorkerInfo
 from cluster.config import RunConfig, RunStopped
-from cluster.losses import ObjectGone
+from cluster.lost import ObjectGone
 from cluster.pools import DeliveryError, Learner, Published, Rollouts, Workers
 from learner.rank import RankInfo, RatioProof, StartupProofError
 from prompts.schema import Prompt

@@ -11,7 +11,7 @@ import pytest
 from cluster.clocks import Meter
 from cluster.examination import Examination, hacking
 from cluster.local import LocalPool
-from cluster.losses import WorkerLost
+from cluster.lost import WorkerLost
 from cluster.metrics import MetricsLog
 from cluster.storage import RunFolder
 from rewards.examiner import known_clips

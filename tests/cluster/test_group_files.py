@@ -23,7 +23,7 @@ from cluster.collect import GroupRecord
 from cluster.group_files import read_groups, write_group
 from cluster.inflight import read_in_flight, write_in_flight
 from cluster.local import LocalPool
-from cluster.losses import ObjectGone
+from cluster.lost import ObjectGone
 from cluster.pools import GroupRollout, Published, SampleScores
 from learner.batch import ScoredGroup
 from prompts.schema import Prompt

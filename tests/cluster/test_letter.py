@@ -25,9 +25,7 @@ from cluster.storage import RunFolder
         (3, (), "3 steps: there was no checkpoint yet"),
     ],
 )
-def test_losses_are_counted(
-    tmp_path: Path, steps: int, durable: tuple[int, ...], words: str
-) -> None:
+def test_lost_are_counted(tmp_path: Path, steps: int, durable: tuple[int, ...], words: str) -> None:
     folder = RunFolder(str(tmp_path))
     rows = [{"kind": "eval", "step": 0}, *({"kind": "step", "step": i} for i in range(steps))]
     folder.write_text("metrics.jsonl", "".join(f"{json.dumps(row)}\n" for row in rows))

@@ -21,7 +21,7 @@ from ray.exceptions import (
 )
 
 from cluster import ray_pool
-from cluster.losses import WorkerLost
+from cluster.lost import WorkerLost
 from cluster.ray_pool import FIRST_BIRTHS_S, RayPool, RayRanks
 from rewards.checks import WorkerBroken
 from rewards.known_answer import KnownAnswerError

@@ -18,7 +18,7 @@ import pytest
 
 from cluster.config import LOOPBACK, SupervisionConfig
 from cluster.elastic import Supervisor
-from cluster.losses import ObjectGone, WorkerLost
+from cluster.lost import ObjectGone, WorkerLost
 from cluster.pools import Late
 from cluster.ray_pool import RayPool, RayRanks
 from rewards.config import PoolConfig

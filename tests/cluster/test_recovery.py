@@ -16,7 +16,7 @@ from benchmarks.simulated import Durations, SimulatedRanks, simulated_trainer, s
 from cluster.audit import audit_run
 from cluster.checkpoint import CheckpointStore, RunState
 from cluster.config import RunConfig
-from cluster.losses import ObjectGone
+from cluster.lost import ObjectGone
 from learner.account import EMPTY_ACCOUNT
 from learner.storage_errors import StoreRefused
 

@@ -14,7 +14,7 @@ from actors.trajectory import RolloutReport, RolloutRequest, WeightsVersion
 from cluster.collect import Batch, GroupRecord
 from cluster.exports import samples
 from cluster.local import LocalPool
-from cluster.losses import ObjectGone, PoolLost
+from cluster.lost import ObjectGone, PoolLost
 from cluster.metrics import MetricsLog
 from cluster.pools import GroupRollout, Published, Rewards
 from cluster.repeats import Repetition, repeat_noise, weak_starts

@@ -28,7 +28,7 @@ from cluster.checkpoint import CheckpointStore, RunState
 from cluster.config import RunConfig
 from cluster.lease import Holding, RunTaken
 from cluster.loop import Trainer
-from cluster.losses import LearnerLost
+from cluster.lost import LearnerLost
 from cluster.pools import Workers
 from cluster.saving import Saver
 

@@ -200,7 +200,7 @@ def test_ranks_that_repeat_with_other_bits_open_a_lineage(smallest: Build) -> No
 
 
 def test_three_losses_in_a_row_stop_the_run(smallest: Build) -> None:
-    from cluster.losses import LearnerLost
+    from cluster.lost import LearnerLost
 
     config = smallest(*LOOP)
     ranks = SimulatedRanks(config, FAST, fail_at=[("step", 1)] * 9)

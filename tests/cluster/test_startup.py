@@ -17,7 +17,7 @@ from actors.worker import RolloutWorker
 from benchmarks.simulated import Durations, SimulatedRanks
 from cluster.config import RunConfig, load, resolve_model
 from cluster.local import LocalPool, local_workers
-from cluster.losses import LearnerLost
+from cluster.lost import LearnerLost
 from cluster.pools import Learner, Rewards, Rollouts, Workers
 from cluster.startup import RunRefused, _strictest_start, prove_run
 from learner.batch import BatchShape

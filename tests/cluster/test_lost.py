@@ -28,7 +28,7 @@ from cluster.checkpoint import CheckpointStore, RunState
 from cluster.config import RunConfig
 from cluster.ledger import SampleRow, read_chain
 from cluster.loop import DivergedError
-from cluster.losses import LearnerTooLarge, ObjectGone, PoolLost, WorkerLost
+from cluster.lost import LearnerTooLarge, ObjectGone, PoolLost, WorkerLost
 from cluster.pools import DeliveryError, Workers
 from cluster.startup import PROOF_GROUP
 from cluster.storage import RunFolder
