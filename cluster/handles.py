@@ -50,7 +50,8 @@ from rewards.judge_worker import JudgeWorker
 from rewards.worker import ReconstructionWorker
 
 ADMISSION = "known_answers"
-"""What a reward worker that joins a run or is restarted must answer before it scores anything."""
+"""What a reward worker that joins a run or is restarted must answer before it scores anything, as
+the first ones must before the run starts; an evaluation has no such proof."""
 
 
 def connect() -> None:
@@ -83,7 +84,7 @@ def connect() -> None:
 @contextlib.contextmanager
 def ray_workers(config: RunConfig) -> Iterator[Workers]:
     """Spawn every pool of a run on the connected cluster; all are gone when the block ends."""
-    with _placed(config, layout(config)) as spawner:
+    with _placed(config, layout(config), ADMISSION) as spawner:
         yield Workers(spawner.rollouts(), spawner.rewards(), spawner.learner())
 
 
@@ -110,11 +111,13 @@ def ray_stage(config: RunConfig, stage: str) -> Iterator[Rollouts | Rewards | Le
 
 
 @contextlib.contextmanager
-def _placed(config: RunConfig, shapes: Sequence[PoolShape]) -> Iterator[_Spawner]:
+def _placed(
+    config: RunConfig, shapes: Sequence[PoolShape], admission: str | None = None
+) -> Iterator[_Spawner]:
     config = config.model_copy(update={"rewards": located(config.rewards)})
     require_environments(config.rewards)
     placement = place(config, shapes)
-    spawner = _Spawner(config, shapes, placement)
+    spawner = _Spawner(config, shapes, placement, admission)
     try:
         yield spawner
     finally:
@@ -147,9 +150,13 @@ class _Spawner:
     """Starts the pools of a run, each worker where the layout wants it and in its environment."""
 
     def __init__(
-        self, config: RunConfig, shapes: Sequence[PoolShape], placement: Placement
+        self,
+        config: RunConfig,
+        shapes: Sequence[PoolShape],
+        placement: Placement,
+        admission: str | None,
     ) -> None:
-        self.config, self.placement = config, placement
+        self.config, self.placement, self.admission = config, placement, admission
         self.shapes = {shape.name: shape for shape in shapes}
         model = resolve_model(config.policy.model)
         self.policy = config.policy.model_copy(update={"model": model})
@@ -198,7 +205,7 @@ class _Spawner:
             spawn,
             shape.workers,
             supervision.max_deaths,
-            ADMISSION if family else None,
+            self.admission if family else None,
             calls_at_once,
             # As at a run's start: a scorer may take as long to start as a rollout worker a group.
             supervision.rollout_timeout_s,

@@ -171,6 +171,8 @@ class RayPool:
     ) -> list[Any]:
         """See `cluster.pools.Pool.call_all`; a worker that dies is waited for and asked again."""
         members = [member for member in self._members if not member.draining]
+        if not members:
+            raise PoolLost(f"no {self.name} worker is left to answer {method}")
 
         async def ask(member: _Member, args: tuple[Any, ...]) -> Any:
             for _ in range(self.max_deaths):

@@ -21,7 +21,7 @@ from ray.exceptions import (
 )
 
 from cluster import ray_pool
-from cluster.lost import WorkerLost
+from cluster.lost import PoolLost, WorkerLost
 from cluster.ray_pool import FIRST_BIRTHS_S, RayPool, RayRanks
 from rewards.checks import WorkerBroken
 from rewards.known_answer import KnownAnswerError
@@ -111,6 +111,19 @@ def test_a_worker_that_cannot_start_is_said_to_be_lost(
         with pytest.raises(WorkerLost, match="waiters"):
             asyncio.run(test())
         assert len(spawned) == 1 + len(FIRST_BIRTHS_S)
+
+
+def test_a_pool_without_workers_answers_nothing(killed: list[Any]) -> None:
+    dead = Handle(Method(ActorDiedError()), Method(ActorDiedError()))
+
+    async def test() -> None:
+        pool = pool_of(lambda _: dead)
+        with pytest.raises(PoolLost, match="no waiters worker is left; the last one"):
+            await asyncio.wait_for(pool.call("work"), 20)
+        with pytest.raises(PoolLost, match="no waiters worker is left to answer work"):
+            await pool.call_all("work", [()] * pool.size)
+
+    asyncio.run(test())
 
 
 @pytest.mark.parametrize(
