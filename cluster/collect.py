@@ -119,11 +119,10 @@ class GroupRecord:
             own, why = status, reason
             if reward.total is None:
                 failure = _failure_text(scores, reward)
-                own, why = (
-                    ("unscored", failure)
-                    if status != "dropped"
-                    else (status, f"{reason}: {failure}")
-                )
+                if status == "dropped":
+                    why = f"{reason}: {failure}"
+                else:
+                    own, why = "unscored", failure
             version = self.rollout.published.version
             rows.append(
                 SampleRow(

@@ -74,14 +74,13 @@ class Unfit(RunStopped):
 
 def probe_request(config: RunConfig, meeting_point: str = "", sign: str = "") -> ProbeRequest:
     """What `worldr1 doctor` looks for on a node."""
-    environments = environments_of(located(config.rewards))
-    model = resolve_model(config.policy.model)
+    rewards = located(config.rewards)
     return ProbeRequest(
-        model,
+        resolve_model(config.policy.model),
         absolute_url(config.run),
-        environments,
+        environments_of(rewards),
         meeting_point,
-        scorer_weights(located(config.rewards)),
+        scorer_weights(rewards),
         (FLASH,) if config.policy.attention == "flash" else (),
         sign,
     )

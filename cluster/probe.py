@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rewards.environments import Family, first_problem
+from rewards.weights import is_hub_id
 
 TIMEOUT_S = 10.0
 NONE = "none"
@@ -184,7 +185,7 @@ def probe_weights(wanted: Mapping[str, str]) -> dict[str, str]:
             problem = _file_problem(value)
         elif Path(value).expanduser().exists():
             problem = ""
-        elif value.count("/") == 1 and not value.startswith(("/", ".", "~")):
+        elif is_hub_id(value):
             problem = _hub_problem(value)
         else:
             problem = f"{value} is not here"

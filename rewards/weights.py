@@ -24,7 +24,7 @@ def weights_folder(key: str, value: str, names: tuple[str, ...]) -> Path:
         if missing:
             raise WeightsMissing(f"{key} = {value!r} has no {' and no '.join(missing)}")
         return folder
-    if not _HUB_ID.fullmatch(value):
+    if not is_hub_id(value):
         raise WeightsMissing(
             f"{key} = {value!r} is neither a folder nor a hub id of the form owner/name"
         )
@@ -39,6 +39,11 @@ def weights_folder(key: str, value: str, names: tuple[str, ...]) -> Path:
             f"({reason}); give a folder that holds {' and '.join(names)}"
         ) from None
     return files[0].parent
+
+
+def is_hub_id(value: str) -> bool:
+    """Whether a value has the form owner/name."""
+    return _HUB_ID.fullmatch(value) is not None
 
 
 def weights_file(key: str, value: str, name: str) -> Path:

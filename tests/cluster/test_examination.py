@@ -104,6 +104,8 @@ def test_a_run_that_stops_gives_it_up(tmp_path: Path) -> None:
         examination.begin(1)
         await asyncio.sleep(0)
         await asyncio.wait_for(examination.close(), 5)
+        assert examination._task is not None
+        assert examination._task.cancelled()
 
     asyncio.run(stopped())
 
