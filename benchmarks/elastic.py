@@ -24,11 +24,12 @@ from typing import Any
 import ray
 
 from benchmarks.results import Result, machine, write
-from cluster.config import LOOPBACK, SupervisionConfig, load, thread_environment
+from cluster.config import LOOPBACK, load, thread_environment
 from cluster.elastic import Supervisor
 from cluster.handles import ADMISSION
 from cluster.lost import WorkerLost
 from cluster.ray_pool import RayPool
+from cluster.sections import SupervisionConfig
 from rewards.config import PoolConfig
 from rewards.known_answer import canaries
 from rewards.score import Score

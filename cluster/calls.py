@@ -15,6 +15,30 @@ SETTLING_TURNS = 5
 loop up, a time limit that ran out meanwhile is seen before the answers that came meanwhile."""
 
 
+class LearnedLimit:
+    """How long a call of one kind may take: `MANY` times the slowest so far, which may have warmed
+    up as well, and `AT_LEAST_S`; the limit it was made with until `ENOUGH` were answered, and never
+    more than that."""
+
+    MANY, ENOUGH, AT_LEAST_S = 5.0, 16, 300.0
+
+    def __init__(self, at_most_s: float | None) -> None:
+        self._at_most_s = at_most_s
+        self._answers, self._slowest_s = 0, 0.0
+
+    @property
+    def seconds(self) -> float | None:
+        """The limit of a call that begins now."""
+        if self._at_most_s is None or self._answers < self.ENOUGH:
+            return self._at_most_s
+        return min(self._at_most_s, max(self.AT_LEAST_S, self.MANY * self._slowest_s))
+
+    def answered(self, seconds: float) -> None:
+        """Learn from a call that took so long."""
+        self._answers += 1
+        self._slowest_s = max(self._slowest_s, seconds)
+
+
 async def within(call: Call, timeout_s: float | None) -> Any:
     """What a call answers or raises; TimeoutError where it is silent. It goes on in any case."""
     await asyncio.wait([call], timeout=timeout_s)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from cluster.clocks import Meter
-from cluster.config import SupervisionConfig
+from cluster.sections import SupervisionConfig
 from rewards.config import PoolConfig
 
 log = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ import torch
 
 from actors.trajectory import RolloutReport, RolloutRequest, WeightsVersion
 from actors.worker import WorkerInfo
-from cluster.calls import first_line
+from cluster.calls import LearnedLimit, first_line
 from cluster.clocks import Meter
 from cluster.config import RunStopped
 from cluster.lost import LearnerLost, LearnerTooLarge, ObjectGone, PoolLost, WorkerLost
@@ -149,10 +149,11 @@ class Rollouts:
     """Calls on the rollout pool."""
 
     def __init__(self, pool: Pool, timeout_s: float | None = None) -> None:
-        """A rollout that takes longer than `timeout_s` counts as a death of its worker; so do
-        samples that take longer than that each."""
+        """A rollout that takes longer than `timeout_s`, or far longer than those before it, counts
+        as a death of its worker; so do samples that take longer than `timeout_s` each."""
         self.pool = pool
         self.timeout_s = timeout_s
+        self._rollout_limit = LearnedLimit(timeout_s)
 
     async def rollout(
         self, request: RolloutRequest, newest: Published | Callable[[], Published]
@@ -171,15 +172,20 @@ class Rollouts:
 
         weights = Late(lambda: chosen[-1].weights)
         report, *refs = await self._call_or_lose(
-            "rollout", request, Late(choose), weights, returns=1 + 2 * members
+            "rollout",
+            *(request, Late(choose), weights),
+            returns=1 + 2 * members,
+            limit_s=self._rollout_limit.seconds,
         )
+        self._rollout_limit.answered(sum(report.seconds.values()))
         published = chosen[-1]
         what = f"group {request.group} on worker {report.worker}"
         _require_published(report.weights, published.version, what)
         return GroupRollout(report, published, tuple(refs[:members]), tuple(refs[members:]))
 
-    async def _call_or_lose(self, method: str, *args: Any, returns: int, units: int = 1) -> Any:
-        limit_s = None if self.timeout_s is None else units * self.timeout_s
+    async def _call_or_lose(
+        self, method: str, *args: Any, returns: int, limit_s: float | None
+    ) -> Any:
         for _ in range(MAX_TIMEOUTS):
             with contextlib.suppress(TimeoutError):
                 return await self.pool.call(method, *args, returns=returns, timeout_s=limit_s)
@@ -198,6 +204,7 @@ class Rollouts:
         share = -(-len(prompts) // self.pool.size)
         chunks = [slice(i, i + share) for i in range(0, len(prompts), share)]
         version, weights = published.version, published.weights
+        limit_s = None if self.timeout_s is None else self.timeout_s * share
         answers = await asyncio.gather(
             *(
                 self._call_or_lose(
@@ -207,7 +214,7 @@ class Rollouts:
                     version,
                     weights,
                     returns=1 + len(prompts[c]),
-                    units=len(prompts[c]),
+                    limit_s=limit_s,
                 )
                 for c in chunks
             )

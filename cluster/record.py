@@ -23,12 +23,12 @@ from pydantic import BaseModel, ConfigDict
 
 from actors.trajectory import LoraWeights, WeightsVersion
 from cluster.collect import Batch
-from cluster.config import RecordConfig
 from cluster.group_files import StoredGroup, read_groups, write_group
 from cluster.lost import ObjectGone
 from cluster.patience import missing_is_fine
 from cluster.pools import Pool, Published
 from cluster.recovery import DurableLearner
+from cluster.sections import RecordConfig
 from cluster.storage import RunFolder
 from learner.rank import StepReport
 from learner.schedule import Phase

@@ -8,8 +8,8 @@ from collections.abc import Callable
 import pytest
 
 from cluster.clocks import Meter
-from cluster.config import SupervisionConfig
 from cluster.elastic import Decision, Demand, Memory, Supervisor, plan
+from cluster.sections import SupervisionConfig
 from rewards.config import PoolConfig
 
 

@@ -16,11 +16,12 @@ from typing import Any
 import psutil
 import pytest
 
-from cluster.config import LOOPBACK, SupervisionConfig
+from cluster.config import LOOPBACK
 from cluster.elastic import Supervisor
 from cluster.lost import ObjectGone, WorkerLost
 from cluster.pools import Late
 from cluster.ray_pool import RayPool, RayRanks
+from cluster.sections import SupervisionConfig
 from rewards.config import PoolConfig
 from tests.cluster.waiter import Waiter
 
