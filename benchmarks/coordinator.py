@@ -39,7 +39,8 @@ from benchmarks.simulated import (
 )
 from cluster.config import LOOPBACK, RunConfig, load
 from cluster.pools import Learner, Published, Rewards, Rollouts, Workers
-from cluster.ray_pool import RayPool, RayRanks
+from cluster.ray_pool import RayPool
+from cluster.ray_ranks import RayRanks
 from cluster.versions import Lineages
 from learner.batch import BatchShape, RankPlan, ScoredGroup
 from learner.rank import StepReport

@@ -215,7 +215,8 @@ class Collector:
         self._weights: Published | None = None
         self._open: dict[int, InFlight] = {}
         self._records: dict[int, GroupRecord] = {}
-        self._again: deque[tuple[Phase, Prompt]] = deque()
+        self._again: list[tuple[int, Phase, Prompt]] = []
+        """Serial, phase and prompt of dropped groups whose prompts are issued again."""
         self._repeats: deque[InFlight] = deque()
         self._kept: Counter[int] = Counter()
         self._unrolled: Counter[str] = Counter()
@@ -297,13 +298,14 @@ class Collector:
         while self._repeats:
             entry = self._repeats.popleft()
             self._begin(self.source.repeat(entry), entry.phase)
+        self._again.sort(key=lambda entry: entry[0])
         while self.buffer.room and (phase := self.buffer.wanted(self.phases(self.step))):
-            again = next((prompt for wanted, prompt in self._again if wanted == phase), None)
+            again = next((entry for entry in self._again if entry[1] == phase), None)
             if again is None:
                 self._begin(self.source.draw(phase), phase)
             else:
-                self._again.remove((phase, again))
-                self._begin(self.source.issue(again), phase)
+                self._again.remove(again)
+                self._begin(self.source.issue(again[2]), phase)
         self.rollouts.pool.meter.change(blocked=self.buffer.room == 0)
 
     def _begin(self, request: RolloutRequest, phase: Phase) -> None:
@@ -351,7 +353,10 @@ class Collector:
             self._drop_unscored(request, phase, str(lost))
         else:
             self._decide(record)
-        self._issue()
+        # Serials key the noise: where a run is deterministic, those of replacements must not depend
+        # on which of several dropped groups came first.
+        if self.buffer.max_staleness or len(self._open) == len(self.buffer.waiting()):
+            self._issue()
 
     async def _roll_out_and_score(
         self, request: RolloutRequest, phase: Phase, kept: bool
@@ -395,7 +400,7 @@ class Collector:
             del self._open[request.group]
             self.note(record.rows("dropped", str(decision.verdict), self.step))
             if decision.verdict == "too_few_scored":
-                self._again.append((record.phase, request.prompt))
+                self._again.append((request.group, record.phase, request.prompt))
         else:
             self._expire()
 
@@ -406,7 +411,7 @@ class Collector:
             del self._open[serial]
             record = self._records[serial]
             self.note(record.rows("dropped", expired.reason, self.step))
-            self._again.append((record.phase, record.request.prompt))
+            self._again.append((serial, record.phase, record.request.prompt))
 
     def _drop_unscored(self, request: RolloutRequest, phase: Phase, why: str) -> None:
         """A group that could not be rolled out, for want of workers that survive it."""

@@ -8,14 +8,18 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
+from cluster.calls import first_line
 from cluster.clocks import Meter
 from cluster.sections import SupervisionConfig
 from rewards.config import PoolConfig
 
 log = logging.getLogger(__name__)
+
+REST_S, LONGEST_REST_S = 60.0, 3600.0
+"""A pool whose new worker could not start grows again after this; twice that after the next one."""
 
 VOTES = 2
 """Intervals in a row that have to agree before a pool grows."""
@@ -38,6 +42,8 @@ class Demand:
     """Share of the workers' time spent on calls."""
     service_s: float
     """Mean duration of a call, over the calls that a worker runs at once."""
+    failed: int = 0
+    """Workers that were asked for and, in this interval, could not start."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +54,10 @@ class Memory:
     """Intervals in a row with too long a queue."""
     slack_s: float = 0.0
     """For how long one worker less would have done."""
+    failures: int = 0
+    """Intervals in which workers could not start, since the last queue passed."""
+    rest_s: float = 0.0
+    """For how long the pool does not grow, because of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,34 +75,45 @@ def plan(
 
     It grows when two intervals in a row ask for it: by the workers that would work its queue off
     within `grow_wait_s` while those that are busy go on with what arrives, at most to twice its
-    size and one more. It shrinks by one when, for `shrink_after_s` without a break, nothing waited
-    and one worker less would have done.
+    size and one more. It shrinks when, for `shrink_after_s` without a break, nothing waited: by all
+    that were asked for and have not come, else by one, where one less would have done.
     """
+    memory = _rested(demand, memory, config.interval_s)
     total = demand.workers + demand.pending
     work_s = demand.waiting * demand.service_s
     wait_s = work_s / max(total, 1)
     if wait_s > config.grow_wait_s and total < limits.max_workers:
+        if memory.rest_s:
+            return Decision(0, "workers that were asked for could not start"), memory
         votes = memory.votes + 1
         if votes < VOTES:
-            return Decision(0, "a queue that may pass"), Memory(votes)
+            return Decision(0, "a queue that may pass"), replace(memory, votes=votes, slack_s=0.0)
         busy = demand.busy_share * demand.workers
         needed = math.ceil(busy + work_s / config.grow_wait_s)
         wanted = min(needed, 2 * total + 1, limits.max_workers)
         reason = f"{demand.waiting} calls wait {wait_s:.1f} s, more than {config.grow_wait_s:g} s"
-        return Decision(wanted - total, reason), Memory()
-    spare = (
-        demand.waiting == 0
-        and demand.pending == 0
-        and demand.workers > limits.min_workers
-        and demand.busy_share * demand.workers < SPARE_SHARE * (demand.workers - 1)
+        return Decision(wanted - total, reason), replace(memory, votes=0, slack_s=0.0)
+    failures = memory.failures if memory.rest_s else 0
+    calm = Memory(failures=failures, rest_s=memory.rest_s)
+    idle = demand.workers > limits.min_workers and (
+        demand.busy_share * demand.workers < SPARE_SHARE * (demand.workers - 1)
     )
-    if not spare:
-        return Decision(0, "enough"), Memory()
+    if demand.waiting or not (idle or demand.pending):
+        return Decision(0, "enough"), calm
     slack_s = memory.slack_s + config.interval_s
     if slack_s < config.shrink_after_s:
-        return Decision(0, "a lull that may pass"), Memory(0, slack_s)
+        return Decision(0, "a lull that may pass"), replace(calm, slack_s=slack_s)
+    if demand.pending:
+        return Decision(-demand.pending, f"nothing waited for {slack_s:g} s"), calm
     reason = f"busy for {demand.busy_share:.0%} of {slack_s:g} s without a queue"
-    return Decision(-1, reason), Memory()
+    return Decision(-1, reason), calm
+
+
+def _rested(demand: Demand, memory: Memory, interval_s: float) -> Memory:
+    if not demand.failed:
+        return replace(memory, rest_s=max(memory.rest_s - interval_s, 0.0))
+    rest_s = min(REST_S * 2**memory.failures, LONGEST_REST_S)
+    return Memory(failures=memory.failures + 1, rest_s=rest_s)
 
 
 @runtime_checkable
@@ -100,8 +121,13 @@ class ElasticPool(Protocol):
     """A pool whose workers may come and go."""
 
     meter: Meter
-    pending: int
     calls_at_once: int
+    failed_joins: int
+
+    @property
+    def pending(self) -> int:
+        """Workers that were asked for and do not work yet."""
+        ...
 
     @property
     def size(self) -> int:
@@ -113,7 +139,7 @@ class ElasticPool(Protocol):
         ...
 
     def drain(self) -> None:
-        """Let one worker finish its call and leave."""
+        """Take back a worker that was asked for, or let one finish its call and leave."""
         ...
 
 
@@ -136,6 +162,7 @@ class Supervisor:
         self._config, self._note = config, note
         self._memory = dict.fromkeys(self._pools, Memory())
         self._service_s = dict.fromkeys(self._pools, 0.0)
+        self._failed_joins = dict.fromkeys(self._pools, 0)
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -153,7 +180,10 @@ class Supervisor:
         while True:
             await asyncio.sleep(self._config.interval_s)
             for name in self._pools:
-                self.decide(name)
+                try:
+                    self.decide(name)
+                except Exception as error:  # such as Ray's while its head is away
+                    log.warning("pool %s could not be resized: %s", name, first_line(error))
 
     def decide(self, name: str) -> Decision:
         """Measure one pool and act."""
@@ -161,8 +191,11 @@ class Supervisor:
         clock = pool.meter.lap("supervisor")
         if clock.calls:
             self._service_s[name] = clock.service_s / pool.calls_at_once
+        failed = pool.failed_joins - self._failed_joins[name]
+        self._failed_joins[name] = pool.failed_joins
         demand = Demand(
-            pool.size, pool.pending, pool.meter.waiting, clock.busy_share, self._service_s[name]
+            *(pool.size, pool.pending, pool.meter.waiting, clock.busy_share),
+            *(self._service_s[name], failed),
         )
         decision, self._memory[name] = plan(demand, self._memory[name], limits, self._config)
         for _ in range(decision.change):

@@ -29,10 +29,11 @@ from cluster.config import (
 )
 from cluster.doctor import ClusterFacts, Finding, diagnose, probe_request
 from cluster.layout import PoolShape, layout
-from cluster.placement import Placement, nodes_for, place
+from cluster.placement import TYPE_LABEL, Placement, nodes_for, place
 from cluster.pools import Learner, Rewards, Rollouts, Workers
 from cluster.probe import NodeReport, probe
-from cluster.ray_pool import RayPool, RayRanks
+from cluster.ray_pool import OVERDUE_S, RayPool
+from cluster.ray_ranks import RayRanks
 from cluster.storage import RunFolder, absolute_url
 from learner.batch import BatchShape
 from learner.rank import LearnerRank
@@ -48,6 +49,8 @@ from rewards.environments import (
 )
 from rewards.judge_worker import JudgeWorker
 from rewards.worker import ReconstructionWorker
+
+log = logging.getLogger(__name__)
 
 ADMISSION = "known_answers"
 """What a reward worker that joins a run or is restarted must answer before it scores anything, as
@@ -257,18 +260,21 @@ def runtime_environment(threads: int, environment: str = "") -> dict[str, Any]:
 
 def worker_options(shape: PoolShape, placement: Placement, index: int) -> dict[str, Any]:
     """Actor options: the worker's place in the layout; a worker that comes later takes what the
-    cluster has, or waits and is demand that an autoscaler sees."""
-    return {
-        "num_cpus": shape.cpus,
-        "num_gpus": shape.gpus,
-        **placement.options(shape.name, index),
-    }
+    cluster has of its type of GPU, or waits and is demand that an autoscaler sees."""
+    where = placement.options(shape.name, index)
+    if not where and shape.gpus and shape.gpu_type:
+        where = {"label_selector": {TYPE_LABEL: shape.gpu_type}}
+    return {"num_cpus": shape.cpus, "num_gpus": shape.gpus, **where}
 
 
 def _rendezvous(shape: PoolShape, placement: Placement) -> tuple[str, str]:
     """A free TCP port on the node where rank 0 will live, and that node's id."""
     options = worker_options(shape, placement, 0)
-    address, node = ray.get(ray.remote(_free_address).options(**options).remote())
+    asked, waited_s = ray.remote(_free_address).options(**options).remote(), 0.0
+    while not ray.wait([asked], timeout=OVERDUE_S)[0]:
+        waited_s += OVERDUE_S
+        log.warning("learner: rank 0 waits for a node since %.0f min", waited_s / 60)
+    address, node = ray.get(asked)
     return f"tcp://{address}", node
 
 

@@ -151,7 +151,7 @@ class Trainer:
         self.saver.durable = state.step
         with self._on_sigterm():
             try:
-                weights = await self.learner.start(state)
+                weights = await self._give_up_if_stopped(self.learner.start(state))
                 await self._prepare(state, weights)
                 self.supervisor.start()
                 while state.step < self.config.steps:

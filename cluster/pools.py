@@ -201,7 +201,7 @@ class Rollouts:
 
         DeliveryError when a worker sampled with other weights.
         """
-        share = -(-len(prompts) // self.pool.size)
+        share = -(-len(prompts) // max(self.pool.size, 1))
         chunks = [slice(i, i + share) for i in range(0, len(prompts), share)]
         version, weights = published.version, published.weights
         limit_s = None if self.timeout_s is None else self.timeout_s * share

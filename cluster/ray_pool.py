@@ -29,7 +29,7 @@ from ray.exceptions import (
     RuntimeEnvSetupError,
 )
 
-from cluster.calls import Call, first_line, settle, within
+from cluster.calls import Call, first_line, within
 from cluster.clocks import Meter
 from cluster.dispatch import Dispatch, NobodyLeft
 from cluster.lost import ObjectGone, PoolLost, WorkerLost
@@ -53,7 +53,13 @@ FIRST_BIRTHS_S, LATER_BIRTHS_S = (0.0, 0.0), (1.0, 10.0, 60.0)
 """A worker whose actor is gone for good, such as one whose constructor raises, is spawned anew so
 many times in a row, after these pauses: at once while it has never worked, since the reason is then
 most likely the user's; later a model store or a full GPU may need a while."""
-REVIVAL_POLL_S = 0.1
+RARE_BIRTHS_S = 300.0
+"""Pause before further births of a worker that has worked, while others of its pool are left."""
+LAST_HOPE_S = 900.0
+"""How long workers that were asked for may take to start where no other is left."""
+OVERDUE_S, LONGEST_SILENCE_S = 300.0, 3600.0
+"""A worker that has not started for so long is spoken of: then, after twice that, and so on."""
+REVIVAL_POLL_S, LONGEST_POLL_S = 0.1, 2.0
 
 
 class _NotAdmitted(Exception):
@@ -70,7 +76,7 @@ class _Member:
     """Since it last started."""
     worked: bool = False
     buried: str = ""
-    """Why it does not start any more."""
+    """Why it does not start; it is not waited for."""
     draining: bool = False
     repairing: bool = False
 
@@ -97,10 +103,10 @@ class RayPool:
         self.calls_at_once = calls_at_once
         self.meter = Meter(workers * calls_at_once)
         self.max_deaths = max_deaths
-        self.pending = 0
-        """Workers that were asked for and do not work yet."""
+        self.failed_joins = 0
+        """Workers that were asked for and could not start."""
         self._spawn, self._admission, self._admission_s = spawn, admission, admission_s
-        self._next_index = workers
+        self._joining: dict[_Member, asyncio.Task[None]] = {}
         self._members = [_Member(index, spawn(index)) for index in range(workers)]
         self._dispatch: Dispatch[_Member] = Dispatch(calls_at_once)
         for member in self._members:
@@ -112,6 +118,11 @@ class RayPool:
     def size(self) -> int:
         """Workers that take calls, or will again when they are restarted."""
         return sum(not member.draining for member in self._members)
+
+    @property
+    def pending(self) -> int:
+        """Workers that were asked for and do not work yet."""
+        return len(self._joining)
 
     @property
     def actors(self) -> tuple[Any, ...]:
@@ -128,7 +139,7 @@ class RayPool:
             member = await self._acquire()
             started = time.perf_counter()
             actor = member.actor
-            call = asyncio.ensure_future(_invoke(actor, method, args, returns))
+            call = asyncio.ensure_future(invoke(actor, method, args, returns))
             try:
                 answer = await within(call, timeout_s)
             except asyncio.CancelledError:
@@ -176,7 +187,7 @@ class RayPool:
 
         async def ask(member: _Member, args: tuple[Any, ...]) -> Any:
             for _ in range(self.max_deaths):
-                call = asyncio.ensure_future(_invoke(member.actor, method, args, returns))
+                call = asyncio.ensure_future(invoke(member.actor, method, args, returns))
                 try:
                     return await within(call, limit_s)
                 except DEATHS as error:
@@ -186,7 +197,7 @@ class RayPool:
                     ray.kill(member.actor, no_restart=False)
                 finally:
                     call.cancel()
-                if not await self._revive(member, admit=False):
+                if not await self._revive(member, admit=False, insist=False):
                     break
             raise WorkerLost(f"a {self.name} worker died again and again in {method}: {lost}")
 
@@ -195,7 +206,7 @@ class RayPool:
 
     async def fetch(self, ref: Any) -> Any:
         """See `cluster.pools.Pool.fetch`."""
-        return await _fetch(ref)
+        return await fetch_ref(ref)
 
     async def store(self, value: Any) -> Any:
         """See `cluster.pools.Pool.store`."""
@@ -204,17 +215,26 @@ class RayPool:
     def grow(self) -> None:
         """Ask for one more worker; it joins when it has started and passed its admission. Until the
         cluster has room its actor is pending, which an autoscaler sees as demand."""
-        self.pending += 1
-        self._next_index += 1
-        self._start(self._join(_Member(self._next_index - 1, self._spawn(self._next_index - 1))))
+        taken = {member.index for member in (*self._members, *self._joining)}
+        # A place of the layout that was given up comes first: its resources are reserved.
+        index = next(i for i in range(len(taken) + 1) if i not in taken)
+        member = _Member(index, self._spawn(index))
+        self._joining[member] = self._start(self._join(member))
 
     def drain(self) -> None:
-        """Let the youngest worker finish its call and leave."""
-        member = max((m for m in self._members if not m.draining), key=lambda m: m.index)
+        """Take back the last worker that was asked for; where none is, let one finish its call and
+        leave: one that is being restarted, else the youngest."""
+        if self._joining:
+            member = max(self._joining, key=lambda m: m.index)
+            self._joining.pop(member).cancel()
+            ray.kill(member.actor)
+            return
+        staying = [member for member in self._members if not member.draining]
+        member = max(staying, key=lambda m: (m.repairing, m.index))
         member.draining = True
         self._dispatch.close(member)
         self._count(0 if member.repairing else -1)
-        if not member.repairing and not self._dispatch.in_flight(member):
+        if member.repairing or not self._dispatch.in_flight(member):
             self._retire(member)
 
     def close(self) -> None:
@@ -222,7 +242,7 @@ class RayPool:
         self._closed = True
         for task in self._tasks:
             task.cancel()
-        for member in self._members:
+        for member in (*self._members, *self._joining):
             ray.kill(member.actor)
 
     async def _acquire(self) -> _Member:
@@ -302,7 +322,7 @@ class RayPool:
         self._start(self._repaired(member))
 
     async def _repaired(self, member: _Member) -> None:
-        alive = await self._revive(member)
+        alive = await self._spoken_of(member, self._revive(member))
         member.repairing = False
         if member.draining:
             self._retire(member)
@@ -310,160 +330,125 @@ class RayPool:
             self._count(1)
             self._dispatch.open(member)
 
-    async def _revive(self, member: _Member, admit: bool = True) -> bool:
+    async def _revive(self, member: _Member, admit: bool = True, insist: bool = True) -> bool:
         """Wait until a worker answers again, and has passed its admission where `admit`; False
-        where it is gone for good."""
-        while not self._closed:
+        where it is gone for good. One that has worked before never is, where `insist`."""
+        poll_s = REVIVAL_POLL_S
+        while not (self._closed or member.draining):
             actor = member.actor
             try:
                 await actor.__ray_ready__.remote()
                 if admit and self._admission is not None:
                     await self._admitted(actor, self._admission)
-                member.births = 0
+                member.births, member.buried = 0, ""
                 return True
             except ActorUnavailableError:
-                await asyncio.sleep(REVIVAL_POLL_S)
+                await asyncio.sleep(poll_s)
+                poll_s = min(2 * poll_s, LONGEST_POLL_S)
             except (RayError, _NotAdmitted) as error:  # it died, cannot be started or does not pass
-                if member.draining:
+                gone = member.actor is actor and not member.draining
+                if gone and not await self._born_again(member, first_line(error), insist):
                     return False
-                if member.actor is not actor:
-                    continue
-                pauses_s = LATER_BIRTHS_S if member.worked else FIRST_BIRTHS_S
-                if member.births >= len(pauses_s):
-                    self._bury(member, first_line(error))
-                    return False
-                member.births += 1
-                await asyncio.sleep(pauses_s[member.births - 1])
-                if member.draining or self._closed:
-                    return False
-                if member.actor is actor:
-                    member.actor = self._spawn(member.index)
         return False
+
+    async def _born_again(self, member: _Member, reason: str, insist: bool) -> bool:
+        """Spawn another actor in place of one that is gone, after a pause; False where that was
+        done often enough."""
+        actor, pauses_s = member.actor, LATER_BIRTHS_S if member.worked else FIRST_BIRTHS_S
+        if member.births >= len(pauses_s):
+            self._bury(member, reason)
+            if not (member.worked and insist):
+                return False
+        member.births += 1
+        rare = member.births > len(pauses_s)
+        await asyncio.sleep(RARE_BIRTHS_S if rare else pauses_s[member.births - 1])
+        if member.actor is actor and not (member.draining or self._closed):
+            member.actor = self._spawn(member.index)
+        return True
 
     async def _admitted(self, actor: Any, method: str) -> None:
         """What is slow once, such as weights and compiled kernels, is loaded here and not within
         the limit of a call. A worker that does not pass is killed, whatever the reason."""
-        call = asyncio.ensure_future(_invoke(actor, method, (), 1))
+        call = asyncio.ensure_future(invoke(actor, method, (), 1))
         try:
             await within(call, self._admission_s)
         except Exception as error:
-            call.cancel()
             ray.kill(actor)
             late = isinstance(error, TimeoutError)
             reason = f"no answer within {self._admission_s} s" if late else first_line(error)
             raise _NotAdmitted(f"it does not pass {method}: {reason}") from error
+        finally:
+            call.cancel()
 
     def _bury(self, member: _Member, reason: str) -> None:
+        if not member.buried:
+            log.warning("%s: worker %d does not start: %s", self.name, member.index, reason)
         member.buried = reason
-        log.warning("%s: a worker does not start: %s", self.name, reason)
         if member in self._members:
-            self._members.remove(member)
+            if not member.worked:
+                self._members.remove(member)
             self._fail_if_nobody(reason)
 
     def _fail_if_nobody(self, reason: str) -> None:
-        if not self._members and not self.pending:
-            self._dispatch.fail(f"no {self.name} worker is left; the last one: {reason}")
+        if self._hopeless:
+            failure = f"no {self.name} worker is left; the last one: {reason}"
+            if self._joining:
+                self._start(self._fail_later(failure))
+            else:
+                self._dispatch.fail(failure)
+
+    @property
+    def _hopeless(self) -> bool:
+        return all(member.buried for member in self._members)
+
+    async def _fail_later(self, failure: str) -> None:
+        await asyncio.sleep(LAST_HOPE_S)
+        if self._hopeless:
+            asked = f"; {self.pending} that were asked for have not started either"
+            self._dispatch.fail(failure + asked)
 
     async def _join(self, member: _Member) -> None:
         try:
-            alive = await self._revive(member)
+            alive = await self._spoken_of(member, self._revive(member))
         finally:
-            self.pending -= 1
+            self._joining.pop(member, None)
         if alive:
             self._members.append(member)
             self._count(1)
             self._dispatch.open(member)
         else:
+            self.failed_joins += 1
             self._fail_if_nobody(member.buried)
 
-    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+    async def _spoken_of(self, member: _Member, start: Coroutine[Any, Any, bool]) -> bool:
+        """Await a worker's start; one that takes long is said to, ever more rarely."""
+        speaker = self._start(self._speak_of(member))
+        try:
+            return await start
+        finally:
+            speaker.cancel()
+
+    async def _speak_of(self, member: _Member) -> None:
+        waited_s, pause_s = 0.0, OVERDUE_S
+        while True:
+            await asyncio.sleep(pause_s)
+            waited_s += pause_s
+            pause_s = min(2 * pause_s, LONGEST_SILENCE_S)
+            log.warning(
+                "%s: worker %d has not started for %.0f min (%s); %d others work, %d calls wait",
+                *(self.name, member.index, waited_s / 60),
+                member.buried or "it may wait for a node, or for what it loads",
+                *(sum(not m.repairing for m in self._members), self.meter.waiting),
+            )
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
 
-class RayRanks:
-    """The learner's ranks: called together, and replaced together, since a process group does not
-    heal."""
-
-    def __init__(self, name: str, spawn_all: Callable[[], list[Any]], straggler_s: float) -> None:
-        """`spawn_all` starts one actor per rank on a meeting point of its own. After the first
-        answer to a call the others have `straggler_s` to answer: the ranks work in step."""
-        self.name = name
-        self._spawn_all = spawn_all
-        self._straggler_s = straggler_s
-        self.actors = spawn_all()
-        self.meter = Meter(1)
-
-    @property
-    def size(self) -> int:
-        """Ranks."""
-        return len(self.actors)
-
-    async def call(
-        self, method: str, *args: Any, returns: int = 1, timeout_s: float | None = None
-    ) -> Any:
-        """Ranks are never called alone."""
-        raise NotImplementedError(f"{self.name}.{method}: ranks are called together")
-
-    async def call_all(
-        self,
-        method: str,
-        arguments: Sequence[tuple[Any, ...]],
-        returns: int = 1,
-        limit_s: float | None = None,
-    ) -> list[Any]:
-        """See `cluster.pools.Pool.call_all`. Raises WorkerLost where a rank died, TimeoutError
-        where one does not answer although another did, or within `limit_s`."""
-        calls = [
-            asyncio.ensure_future(_invoke(actor, method, args, returns))
-            for actor, args in zip(self.actors, arguments, strict=True)
-        ]
-        try:
-            await asyncio.wait(calls, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
-            await settle(calls)
-            if not any(call.done() for call in calls):
-                raise TimeoutError(f"no rank answered {method} within {limit_s} s")
-            await asyncio.wait(
-                calls, timeout=self._straggler_s, return_when=asyncio.FIRST_EXCEPTION
-            )
-            await settle(calls)
-            for call in calls:
-                if call.done():
-                    call.result()
-            if not all(call.done() for call in calls):
-                silent = [rank for rank, call in enumerate(calls) if not call.done()]
-                raise TimeoutError(
-                    f"ranks {silent} did not answer {method} within {self._straggler_s:g} s of "
-                    "the others"
-                )
-            return [call.result() for call in calls]
-        except DEATHS as error:
-            raise WorkerLost(f"a {self.name} rank died in {method}: {first_line(error)}") from error
-        finally:
-            for call in calls:
-                call.cancel()
-
-    async def fetch(self, ref: Any) -> Any:
-        """See `cluster.pools.Pool.fetch`."""
-        return await _fetch(ref)
-
-    async def store(self, value: Any) -> Any:
-        """See `cluster.pools.Pool.store`."""
-        return ray.put(value)
-
-    async def restart(self) -> None:
-        """Kill every rank, frozen ones too, and start as many."""
-        self.close()
-        self.actors = await asyncio.to_thread(self._spawn_all)
-
-    def close(self) -> None:
-        """Kill every rank."""
-        for actor in self.actors:
-            ray.kill(actor)
-
-
-async def _invoke(actor: Any, method: str, args: tuple[Any, ...], returns: int) -> Any:
+async def invoke(actor: Any, method: str, args: tuple[Any, ...], returns: int) -> Any:
     refs = getattr(actor, method).options(num_returns=returns).remote(*bind(args))
     try:
         if returns == 1:
@@ -478,7 +463,7 @@ async def _invoke(actor: Any, method: str, args: tuple[Any, ...], returns: int) 
         raise error.cause from error
 
 
-async def _fetch(ref: Any) -> Any:
+async def fetch_ref(ref: Any) -> Any:
     try:
         return await ref
     except ObjectLostError as error:

@@ -43,6 +43,10 @@ class AccountError(RunStopped):
     )
 
 
+class TrajectoriesGone(RunStopped):
+    """A batch's trajectories were lost again and again, or cannot be made again."""
+
+
 @dataclass(slots=True)
 class _Held:
     """A batch that was trained on and that no durable checkpoint covers."""
@@ -206,7 +210,10 @@ class DurableLearner:
             except ObjectGone as gone:
                 self._say(f"trajectories of step {step} were lost ({gone}); rolling out again")
                 await self._roll_out_again(batch)
-        return await self.learner.step(step, batch.groups, batch.trajectories)
+        try:
+            return await self.learner.step(step, batch.groups, batch.trajectories)
+        except ObjectGone as gone:
+            raise TrajectoriesGone(f"trajectories of step {step} are lost: {gone}") from gone
 
     async def _roll_out_again(self, batch: Batch) -> None:
         """The same requests with the same weights give the same trajectories."""
@@ -216,5 +223,8 @@ class DurableLearner:
             shown = rollout.videos if record.rollout.videos else ()  # a step lets go of its own
             record.rollout = replace(rollout, videos=shown)
 
-        await gather_or_cancel([repeat(batch.records[group.group]) for group in batch.groups])
+        records = [batch.records[group.group] for group in batch.groups]
+        # Groups that a checkpoint brought live with the coordinator; their weights are gone.
+        made_here = [record for record in records if record.rollout.published.weights is not None]
+        await gather_or_cancel([repeat(record) for record in made_here])
         batch.refresh()

@@ -16,6 +16,7 @@ RAY_FILES = {
     "cluster/handles.py",
     "cluster/placement.py",
     "cluster/ray_pool.py",
+    "cluster/ray_ranks.py",
     "cluster/broadcast.py",
     "cluster/metrics.py",
     "cluster/submit.py",

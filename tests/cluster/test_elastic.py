@@ -16,7 +16,7 @@ from rewards.config import PoolConfig
 class Grown:
     """An elastic pool that only counts."""
 
-    name, calls_at_once, pending = "judge", 1, 0
+    name, calls_at_once, pending, failed_joins = "judge", 1, 0, 0
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self.size = 1
@@ -68,7 +68,9 @@ def test_growth(
         (3, 0, 0, 0.5, 3.0, 0, 4.0),  # not for long enough
         (3, 0, 0, 0.6, 4.0, 0, 0.0),  # two would be busy for 90 %
         (3, 0, 1, 0.1, 4.0, 0, 0.0),  # something waits
-        (3, 1, 0, 0.1, 4.0, 0, 0.0),  # one is on its way
+        (3, 1, 0, 0.1, 4.0, -1, 0.0),  # one was asked for and is not needed any more
+        (1, 2, 0, 0.9, 4.0, -2, 0.0),  # two; the one that works stays
+        (1, 2, 0, 0.9, 3.0, 0, 4.0),  # they may be on their way
         (1, 0, 0, 0.0, 99.0, 0, 0.0),  # the least that there may be
     ],
 )
@@ -84,6 +86,26 @@ def test_shrinking(
     demand = Demand(workers, pending, waiting, busy_share, 0.1)
     decision, memory = plan(demand, Memory(0, slack_s), LIMITS, CONFIG)
     assert (decision.change, memory.slack_s) == (change, slack_after)
+
+
+def test_a_pool_whose_new_workers_do_not_start_waits_longer_each_time() -> None:
+    """A queue that is always too long; each worker that is asked for fails in the next interval."""
+    memory, grown_at, failed = Memory(), list[int](), 0
+    for second in range(400):
+        demand = Demand(1, 0, 9, 1.0, 1.0, failed)
+        decision, memory = plan(demand, memory, PoolConfig(min_workers=1, max_workers=2), CONFIG)
+        failed = decision.change
+        if decision.change:
+            grown_at.append(second)
+    assert grown_at == [1, 63, 185]  # a rest of 60 s, of 120 s, of 240 s, and two votes each
+
+
+def test_a_queue_that_passed_forgets_the_failures_once_the_rest_is_over() -> None:
+    _, memory = plan(Demand(1, 0, 9, 1.0, 1.0, failed=1), Memory(), LIMITS, CONFIG)
+    assert (memory.failures, memory.rest_s) == (1, 60.0)
+    for _ in range(60):
+        _, memory = plan(Demand(1, 0, 0, 1.0, 1.0), memory, LIMITS, CONFIG)
+    assert memory == Memory()
 
 
 def test_a_steady_load_leaves_the_pool_alone() -> None:

@@ -154,6 +154,25 @@ def whole(*overrides: str) -> RunConfig:
     )
 
 
+def check_that_later_workers_keep_to_their_type(config: RunConfig) -> None:
+    """Workers beyond the layout of a pool on A100: on that node alone, though others are free."""
+    import ray
+
+    from cluster.handles import worker_options
+    from cluster.placement import Placement
+
+    (shape,) = [shape for shape in layout(config) if shape.name == "reconstruction"]
+    remote: Any = ray.remote(Occupant)
+    options = worker_options(shape, Placement(), 99)
+    later = [remote.options(**options).remote() for _ in range(4)]
+    types = {node["NodeID"]: node["Labels"]["ray.io/accelerator-type"] for node in ray.nodes()[1:]}
+    found = ray.get([actor.where.remote() for actor in later], timeout=60)
+    assert [types[node] for node, _ in found] == ["A100"] * 4
+    for actor in later:
+        ray.kill(actor)
+    wait_until_all_are_free()
+
+
 @pytest.mark.parametrize(
     ("preset", "nodes"),
     [
@@ -183,6 +202,7 @@ def test_mixed_types_fractions_and_a_node_that_comes_later(tmp_path: Path) -> No
         )
         check_the_doctor(config)
         check_against_layout(config)
+        check_that_later_workers_keep_to_their_type(config)
         larger = whole("rollout.workers=8", "learner.ranks=4", "placement.timeout_s=20")
         with pytest.raises(PlacementError, match=r"needs 16 GPUs .* the cluster has 12 free"):
             fill(larger)

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from actors.trajectory import RolloutReport, WeightsVersion
 from benchmarks.simulated import (
     Durations,
     SimulatedPool,
@@ -23,16 +24,19 @@ from benchmarks.simulated import (
     simulated_workers,
 )
 from cluster.audit import audit_run
-from cluster.buffer import NoProgressError
+from cluster.buffer import MemberReward, NoProgressError, ReadyGroup
 from cluster.checkpoint import CheckpointStore, RunState
+from cluster.collect import GroupRecord
 from cluster.config import RunConfig
 from cluster.ledger import SampleRow, read_chain
 from cluster.loop import DivergedError
 from cluster.lost import LearnerTooLarge, ObjectGone, PoolLost, WorkerLost
-from cluster.pools import DeliveryError, Workers
+from cluster.pools import DeliveryError, GroupRollout, Published, SampleScores, Workers
+from cluster.recovery import TrajectoriesGone
 from cluster.startup import PROOF_GROUP
 from cluster.storage import RunFolder
 from learner.account import extend_account
+from learner.batch import ScoredGroup
 from learner.rank import StepReport
 from rewards.score import ScoreFailure
 
@@ -288,10 +292,10 @@ def test_a_worker_that_sampled_with_other_weights_stops_the_run(smallest: Build)
 class Forgetful(SimulatedRanks):
     """Ranks that are given trajectories of which one is lost, at the second step."""
 
-    losses = 1
+    losses, at = 1, 1
 
     async def step(self, step: int, *args: Any) -> StepReport:
-        if step == 1 and self.losses:
+        if step == self.at and self.losses:
             self.losses -= 1
             raise ObjectGone("a trajectory of its node")
         return await super().step(step, *args)
@@ -323,6 +327,68 @@ def test_lost_trajectories_are_made_again_all_groups_at_once(smallest: Build) ->
     assert busy == [1, 2]
     assert state.weights_checksum == undisturbed.weights_checksum
     assert {row.status for row in ledger(config).values()} == {"trained"}
+
+
+@pytest.mark.parametrize("losses", [1, 4])
+def test_groups_that_a_checkpoint_brought_are_not_rolled_out_again(
+    smallest: Build, losses: int
+) -> None:
+    """Their weights are gone; the other group of the batch is made again, three times at most."""
+    config = smallest(*LOOP)
+    ranks = Forgetful(config, FAST)
+    ranks.losses, ranks.at = losses, 0
+
+    async def whole() -> list[int]:
+        workers = simulated_workers(config, FAST, ranks)
+        trainer, state = simulated_trainer(config, workers)
+        request = trainer.source.draw("main")
+        version = WeightsVersion(0, state.lineages.current, "of an earlier start")
+        report = RolloutReport(request.group, 3, request.window_start, version, "simulated", {})
+        refs = tuple((request.group, member) for member in range(3))
+        rollout = GroupRollout(report, Published(version, None), refs, ())
+        totals = (1.0, 2.0, 3.0)
+        rewards = [MemberReward(member, total) for member, total in enumerate(totals)]
+        scores = [SampleScores({}, (), 1) for _ in totals]
+        group = ScoredGroup(request.group, request.prompt.id, (0, 1, 2), totals)
+        trainer.collector.restore(
+            GroupRecord(request, "main", rollout, scores, rewards),
+            ReadyGroup(group, "main", version),
+        )
+        calls = meets(workers.rollouts.pool, "rollout", lambda request: True)
+        if losses > 1:
+            with pytest.raises(TrajectoriesGone, match="of step 0 are lost: a trajectory of its"):
+                await trainer.train(state)
+        else:
+            await trainer.train(state)
+        return [request.group for request in calls if request.group < PROOF_GROUP]
+
+    rolled_out = asyncio.run(whole())
+    assert 0 not in rolled_out
+    assert rolled_out.count(1) == 1 + min(losses, 3)
+
+
+@pytest.mark.parametrize("slow", [0, 1])
+def test_replacements_do_not_depend_on_which_of_two_dropped_groups_came_first(
+    smallest: Build, slow: int
+) -> None:
+    config = smallest(*LOOP, "rewards.min_group_size=3", "rollout.workers=2")
+    prompts: dict[int, str] = {}
+
+    def prepare(workers: Workers) -> None:
+        scorers, rollouts = workers.rewards.pools["reconstruction"], workers.rollouts.pool
+        meets(scorers, "score", lambda sample: sample in ((0, 1), (1, 1)), failed, failed)
+        assert isinstance(rollouts, SimulatedPool)
+        usual = rollouts._methods["rollout"]
+
+        async def rollout(request: Any, *args: Any) -> Any:
+            prompts[request.group] = request.prompt.id
+            await asyncio.sleep(0.1 * (request.group == slow))
+            return await usual(request, *args)
+
+        rollouts._methods["rollout"] = rollout
+
+    train(config, prepare)
+    assert (prompts[2], prompts[3]) == (prompts[0], prompts[1])
 
 
 class Full(SimulatedRanks):

@@ -22,7 +22,8 @@ from ray.exceptions import (
 
 from cluster import ray_pool
 from cluster.lost import PoolLost, WorkerLost
-from cluster.ray_pool import FIRST_BIRTHS_S, RayPool, RayRanks
+from cluster.ray_pool import FIRST_BIRTHS_S, RayPool
+from cluster.ray_ranks import RayRanks
 from rewards.checks import WorkerBroken
 from rewards.known_answer import KnownAnswerError
 
@@ -254,6 +255,137 @@ def test_a_worker_that_never_passes_its_admission_is_given_up_and_said_why(
     with pytest.raises(WorkerLost, match="the last one: it does not pass admit: the clip scores"):
         asyncio.run(test())
     assert len(killed) == 1 + len(FIRST_BIRTHS_S)
+
+
+def test_a_worker_that_has_worked_is_born_again_for_ever_while_another_works(
+    killed: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its node's store is away for longer than all births in a row take."""
+    monkeypatch.setattr(ray_pool, "LATER_BIRTHS_S", (0.0, 0.0))
+    monkeypatch.setattr(ray_pool, "RARE_BIRTHS_S", 0.01)
+    births = [0, 0]
+
+    def spawn(index: int) -> Handle:
+        births[index] += 1
+        first, back = births[index] == 1, births[index] > 6
+        answers = iter([index, ActorDiedError()])
+        work = Method(lambda: next(answers)) if index and first else Method(index)
+        # What restarts by itself fails, as do the next five actors.
+        ready = Method(True if not index or back else ActorDiedError())
+        return Handle(work, ready)
+
+    async def test() -> None:
+        pool = RayPool("waiters", spawn, 2)
+        assert await asyncio.gather(*(pool.call("work") for _ in range(2))) == [0, 1]
+        for _ in range(4):
+            await pool.call("work")
+        while births[1] < 7 or pool.meter.workers < 2:
+            await asyncio.sleep(0.01)
+        assert pool.size == 2
+
+    asyncio.run(asyncio.wait_for(test(), 20))
+
+
+def test_a_pool_is_lost_once_the_last_worker_was_born_in_vain_and_comes_back_with_it(
+    killed: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_pool, "LATER_BIRTHS_S", (0.0, 0.0))
+    monkeypatch.setattr(ray_pool, "RARE_BIRTHS_S", 0.3)
+    births: list[int] = []
+
+    def spawn(_: int) -> Handle:
+        births.append(0)
+        answers = iter([7, ActorDiedError()])
+        ready = True if len(births) > 3 else ActorDiedError()
+        return Handle(Method(lambda: next(answers)), Method(ready))
+
+    async def test() -> None:
+        pool = pool_of(spawn)
+        assert await pool.call("work") == 7
+        with pytest.raises(PoolLost, match="no waiters worker is left; the last one: The actor"):
+            await pool.call("work")
+        while not pool.meter.workers:
+            await asyncio.sleep(0.01)
+        assert await pool.call("work") == 7
+
+    asyncio.run(asyncio.wait_for(test(), 20))
+
+
+def test_workers_that_were_asked_for_are_no_hope_for_ever(
+    killed: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The only worker is gone, and the cluster has no room for the one that was asked for."""
+    monkeypatch.setattr(ray_pool, "LAST_HOPE_S", 0.2)
+    dead = Handle(Method(ActorDiedError()), Method(ActorDiedError()))
+    never = Handle(Method(7), Method(True, math.inf))
+
+    async def test() -> None:
+        pool = pool_of(lambda index: never if index == 1 else dead)
+        pool.grow()
+        await asyncio.wait_for(pool.call("work"), 20)
+
+    with pytest.raises(PoolLost, match="; 1 that were asked for have not started either"):
+        asyncio.run(test())
+
+
+def test_workers_that_were_asked_for_are_taken_back_before_one_that_works_leaves(
+    killed: list[Any],
+) -> None:
+    actors = [Handle(Method(index), Method(True, math.inf)) for index in range(3)]
+
+    async def test() -> None:
+        pool = RayPool("waiters", lambda index: actors[index], 1)
+        pool.grow()
+        pool.grow()
+        await asyncio.sleep(0)
+        assert (pool.size, pool.pending) == (1, 2)
+        pool.drain()
+        await asyncio.sleep(0)
+        assert (pool.size, pool.pending, killed) == (1, 1, [actors[2]])
+        pool.grow()
+        assert pool.pending == 2, "its place is free again"
+        pool.close()
+
+    asyncio.run(test())
+
+
+def test_a_worker_on_a_lost_node_leaves_before_one_that_works(killed: list[Any]) -> None:
+    """Its actor would stay asked for, and take a place that nobody counts."""
+    away = Method(ActorUnavailableError("its node is gone", None))
+    actors = [Handle(Method(ActorDiedError()), away), Handle(Method(1), Method(True))]
+
+    async def test() -> None:
+        pool = RayPool("waiters", lambda index: actors[index], 2)
+        assert await pool.call("work") == 1
+        pool.drain()
+        assert (pool.size, pool.actors, killed) == (1, (actors[1],), [actors[0]])
+        await asyncio.sleep(0.3)
+        assert not pool._tasks, "nobody waits for it any more"
+
+    asyncio.run(test())
+
+
+def test_a_worker_that_does_not_start_is_spoken_of_ever_more_rarely(
+    killed: list[Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(ray_pool, "OVERDUE_S", 0.05)
+    monkeypatch.setattr(ray_pool, "LONGEST_SILENCE_S", 0.1)
+    never = Handle(Method(ActorDiedError()), Method(ActorUnavailableError("gone", None)))
+
+    async def test() -> None:
+        pool = pool_of(lambda _: never)
+        call = asyncio.ensure_future(pool.call("work"))
+        while len(said()) < 3:
+            await asyncio.sleep(0.01)
+        call.cancel()
+        pool.close()
+
+    def said() -> list[str]:
+        return [r.message for r in caplog.records if "has not started" in r.message]
+
+    asyncio.run(asyncio.wait_for(test(), 20))
+    why = "it may wait for a node, or for what it loads"
+    assert all(f"({why}); 0 others work, 1 calls wait" in line for line in said())
 
 
 def test_a_worker_that_is_drained_answers_its_call_and_leaves(killed: list[Any]) -> None:

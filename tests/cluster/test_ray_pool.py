@@ -20,7 +20,8 @@ from cluster.config import LOOPBACK
 from cluster.elastic import Supervisor
 from cluster.lost import ObjectGone, WorkerLost
 from cluster.pools import Late
-from cluster.ray_pool import RayPool, RayRanks
+from cluster.ray_pool import RayPool
+from cluster.ray_ranks import RayRanks
 from cluster.sections import SupervisionConfig
 from rewards.config import PoolConfig
 from tests.cluster.waiter import Waiter
