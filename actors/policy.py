@@ -211,11 +211,12 @@ class Policy:
                 f"latents of clip {int(finite.int().argmin())} hold NaN or infinity; "
                 "only finite decode"
             )
-        videos = [
-            (wan.decode_clips(self._vae, clips) * 255).round().to("cpu", torch.uint8)
-            for clips in latents.split(batch)
-        ]
-        return torch.cat(videos).permute(0, 2, 3, 4, 1).contiguous()
+        videos = []
+        for clips in latents.split(batch):
+            frames = (wan.decode_clips(self._vae, clips) * 255).round().to(torch.uint8)
+            # Rounded and laid out where it was decoded: a quarter of the bytes to copy.
+            videos.append(frames.permute(0, 2, 3, 4, 1).contiguous().cpu())
+        return torch.cat(videos)
 
     def lora_weights(self) -> dict[str, np.ndarray]:
         """Copies of the adapter's weights, float32, by name."""

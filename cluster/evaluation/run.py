@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -167,6 +168,7 @@ def _sampled(
         import torch
 
         del rollouts
+        gc.collect()  # a cycle would keep the weights
         torch.cuda.empty_cache()  # the scorers may get the same GPU
     return folder.url
 

@@ -113,7 +113,7 @@ def test_a_fine_cluster_has_no_finding() -> None:
         ("GPUs", last(driver_problem="there is no nvidia-smi", gpus=()), "but there is no nvidia"),
         ("GPUs", last(gpus=(H200,) * 7), "Ray counts 8 GPUs on node node-5, its driver 7"),
         ("driver", last(driver="550.54.15"), "has driver 550.54.15; CUDA 13 needs 580"),
-        ("memory", last(gpus=(("Tesla T4", 15_800_000_000),) * 8), "a rollout worker needs 29.8"),
+        ("memory", last(gpus=(("Tesla T4", 15_800_000_000),) * 8), "a rollout worker needs 23.4"),
         ("environments", last(environment_problems={"judge": "no ray"}), "judge: no ray"),
         ("model", last(model_problem="x is no model directory here"), "no model directory"),
         (
@@ -153,14 +153,14 @@ def test_the_layout_and_no_gpu_at_all() -> None:
 
 
 def test_each_pool_is_compared_with_the_gpus_that_it_may_get() -> None:
-    """An L40S holds no rollout worker of Wan2.1-14B, but all reward workers."""
+    """An L40S holds no rollout of four clips by Wan2.1-14B at once, but all reward workers."""
     l40s = ("NVIDIA L40S", 48_300_000_000)
     reports = [*map(report, range(12)), report(12, gpus=(l40s,) * 8)]
     nodes = tuple(Node(r.node, 96, 8, "L40S" if r.gpus[0] == l40s else "H200") for r in reports)
     mixed = facts(nodes=nodes, asked=tuple((r.time, r.time) for r in reports))
 
     def memory(*overrides: str) -> Finding:
-        config = load("large", ["run=s3://bucket/run", *overrides])
+        config = load("large", ["run=s3://bucket/run", "rollout.max_batch=4", *overrides])
         return next(f for f in diagnose(config, reports, mixed) if f.check == "memory")
 
     assert "a rollout worker needs 65.4 GB, a NVIDIA L40S gives it 42.5 GB" in memory().text
