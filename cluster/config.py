@@ -81,6 +81,7 @@ _FREE_TO_CHANGE = (
     "rewards.judge.health_interval_s",
     "rewards.judge.tensor_parallel",
     "rewards.judge.gpu_memory",
+    "rewards.judge.cache_gb",
 )
 _WORKERS = re.compile(r"\.(workers|ranks|min_workers|max_workers|cpus\w*|gpus\w*|env)$")
 

@@ -227,14 +227,15 @@ def _reward_memory(config: RunConfig) -> dict[str, tuple[int, str]]:
     # 38 float32 values a Gaussian, twice while they are filtered; frames before and after; a map of
     # 256 channels in the heads, eight frames at a time.
     work = gaussians * 38 * 4 * 2 + 8 * 256 * side * side * 4
+    cache = rewards.judge.cache_bytes or 3_000_000_000
     return {
         "reconstruction": (
             4 * DA3_PARAMETERS + work,
             f"weights {4 * DA3_PARAMETERS / GB:.1f} GB, {gaussians / 1e6:.1f} M Gaussians (rough)",
         ),
         "judge": (
-            2 * JUDGE_PARAMETERS + 3_000_000_000,
-            "weights in bfloat16 and 3 GB of cache (rough)",
+            2 * JUDGE_PARAMETERS + cache,
+            f"weights in bfloat16 and {cache / GB:.0f} GB of cache (rough)",
         ),
         "aesthetic": (
             2 * AESTHETIC_PARAMETERS + 3_000_000_000,

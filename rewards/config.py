@@ -123,6 +123,9 @@ class JudgeConfig(PoolConfig):
     """GPUs over which a server shards the model; `gpus` has to be the same number."""
     gpu_memory: float | None = Field(default=None, gt=0, le=1, allow_inf_nan=False)
     """Share of each GPU's memory that a server takes; unset: 0.9 x `gpus`, at most 0.9."""
+    cache_gb: float | None = Field(default=None, gt=0, le=1000, allow_inf_nan=False)
+    """GB of each GPU for keys and values; unset: what vLLM finds left of its share, or 3 where the
+    worker shares a GPU, since vLLM takes for its own what others load there while it measures."""
     start_timeout_s: float = Field(default=1800.0, gt=0, le=86400, allow_inf_nan=False)
     """A server that is not healthy by then is started again, three times at most."""
     health_interval_s: float = Field(default=5.0, gt=0, le=3600, allow_inf_nan=False)
@@ -137,6 +140,13 @@ class JudgeConfig(PoolConfig):
     def gpu_share(self) -> float:
         """The resolved `gpu_memory`."""
         return min(0.9, 0.9 * self.gpus) if self.gpu_memory is None else self.gpu_memory
+
+    @property
+    def cache_bytes(self) -> int | None:
+        """The resolved `cache_gb`; None where vLLM measures."""
+        shared_gb = 3.0 if 0 < self.gpus < 1 else None
+        found_gb = shared_gb if self.cache_gb is None else self.cache_gb
+        return None if found_gb is None else round(found_gb * 1e9)
 
     @model_validator(mode="after")
     def _served(self) -> JudgeConfig:

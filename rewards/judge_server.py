@@ -77,7 +77,10 @@ def serve_command(config: JudgeConfig, port: int, device: str) -> list[str]:
     ]
     if device == "cpu":
         return [*command, "--enforce-eager"]
-    return [*command, "--gpu-memory-utilization", f"{config.gpu_share:g}"]
+    command += ["--gpu-memory-utilization", f"{config.gpu_share:g}"]
+    if config.cache_bytes is not None:
+        command += ["--kv-cache-memory-bytes", str(config.cache_bytes)]
+    return command
 
 
 def serve_environment(key: str, device: str, inherited: Mapping[str, str]) -> dict[str, str]:

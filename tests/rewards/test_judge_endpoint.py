@@ -214,6 +214,19 @@ def test_what_cannot_be_is_refused(keys: dict[str, Any], sentence: str) -> None:
         JudgeConfig(**keys)
 
 
+def test_only_a_server_that_shares_its_gpu_is_told_the_size_of_its_cache() -> None:
+    """vLLM would count what the GPU's other worker loads meanwhile (vLLM's issue 55827)."""
+
+    def cache(**keys: Any) -> str | None:
+        command = serve_command(JudgeConfig(backend="vllm", **keys), 1, "cuda")
+        name = "--kv-cache-memory-bytes"
+        return command[command.index(name) + 1] if name in command else None
+
+    assert cache(gpus=0.5) == "3000000000"
+    assert cache(gpus=1) is None
+    assert cache(gpus=1, cache_gb=12.5) == "12500000000"
+
+
 def test_a_fraction_of_a_gpu_is_a_fraction_of_its_memory() -> None:
     assert JudgeConfig(backend="vllm", gpus=0.5).gpu_share == pytest.approx(0.45)
     assert JudgeConfig(backend="vllm", gpus=2, tensor_parallel=2).gpu_share == pytest.approx(0.9)
