@@ -171,7 +171,7 @@ class Trainer:
                 await self.collector.close()
             self.holding.require()
             await self.saver.finish(state)
-            self.metrics.flush()
+            await self.metrics.finish()
         return self.learner.current(state)
 
     async def _prepare(self, state: RunState, weights: Published) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import math
 import statistics
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Protocol
 
+from cluster.background import Background
 from cluster.clocks import Meter, StageClock, bottleneck, format_seconds
 from cluster.collect import Batch
 from cluster.exports import BY_NAME, METRICS, RUN, Sample, samples
@@ -161,12 +163,16 @@ class MetricsLog:
         self._recent_s: list[float] = []
         self._gauges = StepGauges(folder.url) if gauges else None
         self._followers, self._refresher = tuple(followers), refresher
+        self._sending = Background(self._send)
         self.flush()
 
     def write(self, row: dict[str, Any]) -> None:
         """Store a row; step rows are printed as a line too."""
         self._rows.add(row)
-        self.flush()
+        with missing_is_fine(FILE_NAME, self.say):
+            self._rows.append()
+        if not self.folder.is_local:
+            self._sending.ask()
         for follower in self._followers:
             with missing_is_fine("a row for the tracker", self.say):
                 follower.log(row)
@@ -192,6 +198,15 @@ class MetricsLog:
         """Write the rows that are not written; those that the store refuses are in the next."""
         with missing_is_fine(FILE_NAME, self.say):
             self._rows.write()
+
+    async def finish(self) -> None:
+        """Return when all rows are written, or the store refuses them."""
+        await self._sending.finish()
+        await asyncio.to_thread(self.flush)
+
+    def _send(self) -> None:
+        with missing_is_fine(FILE_NAME, self.say):
+            self._rows.send()
 
 
 class StepGauges:

@@ -54,12 +54,25 @@ class RowsFile:
 
     def write(self) -> None:
         """Bring all rows to the disk or store. OSError and the store's own errors."""
+        self.append()
+        self.send()
+
+    def append(self) -> None:
+        """Bring all rows to the local file. OSError."""
         if self._waiting or not self._size:
             self._append()
             self._sent = self.folder.is_local
+
+    def send(self) -> None:
+        """Copy the local file to the store; a row that comes meanwhile may be cut off there until
+        the next time. Readers take whole lines."""
         if not self._sent:
-            self.folder.send(self._path, FILE_NAME)
             self._sent = True
+            try:
+                self.folder.send(self._path, FILE_NAME)
+            except BaseException:
+                self._sent = False
+                raise
 
     def rows(self) -> Iterator[Row]:
         """All rows so far, ascending, those too that wait for a write."""

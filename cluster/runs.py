@@ -154,6 +154,7 @@ def _train(
             explain(error, folder)
             raise
         finally:
+            metrics.flush()
             page = asyncio.run(reporter.write())
             if page:
                 say(f"report: {page}")

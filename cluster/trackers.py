@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from cluster.background import Background
 from cluster.config import ConfigError
 from cluster.storage import RunFolder
 
@@ -112,6 +113,7 @@ class TensorBoard:
         purge = step + 1 if step else None
         self._writer = SummaryWriter(str(self._path), purge_step=purge)
         self._mirrored_s = time.monotonic()
+        self._mirroring = Background(self._mirror)
 
     def log(self, row: Mapping[str, Any]) -> None:
         """See `Tracker.log`."""
@@ -119,7 +121,8 @@ class TensorBoard:
             self._writer.add_scalar(name, value, steps_done(row))
         self._writer.flush()
         if self._scratch and time.monotonic() - self._mirrored_s > MIRROR_S:
-            self._mirror()
+            self._mirrored_s = time.monotonic()
+            self._mirroring.ask()
 
     def close(self) -> None:
         """See `Tracker.close`."""
@@ -129,7 +132,6 @@ class TensorBoard:
             self._scratch.cleanup()
 
     def _mirror(self) -> None:
-        self._mirrored_s = time.monotonic()
         try:
             for file in self._path.iterdir():
                 self._folder.write_bytes(f"tensorboard/{file.name}", file.read_bytes())

@@ -310,14 +310,14 @@ def test_training_pauses_at_max_unsaved_steps_while_the_store_fails(
 def test_rows_that_the_store_refuses_are_in_a_later_write(
     smallest: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write, refused = RowsFile.write, iter([False, False, True, True, False, False, True])
+    append, refused = RowsFile.append, iter([False, False, True, True, False, False, True])
 
     def failing(self: RowsFile) -> None:
         if next(refused, False):
             raise OSError("503 slow down")
-        write(self)
+        append(self)
 
-    monkeypatch.setattr(RowsFile, "write", failing)
+    monkeypatch.setattr(RowsFile, "append", failing)
     config = smallest(*LOOP)
     _, said = run(config)
     assert sum("metrics.jsonl could not be written" in line for line in said) == 3
