@@ -2,7 +2,8 @@
 
 The collector works on its own from one `publish` to the next: it issues as many groups as the
 buffer has room for, each rolled out with the newest weights at the moment a worker is free for it.
-With max_staleness 0 that is one batch for every published version, and nothing while it trains.
+With max_staleness 0 that is one batch for every published version, and nothing while it trains;
+groups in place of dropped ones are issued when all others of the batch are decided.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ W = TypeVar("W")
 
 
 class NobodyLeft(RuntimeError):
-    """No worker is left, and none is on its way."""
+    """No worker is left, and none that was asked for comes."""
 
 
 class Dispatch(Generic[W]):

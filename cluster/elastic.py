@@ -18,6 +18,9 @@ from rewards.config import PoolConfig
 
 log = logging.getLogger(__name__)
 
+START_S = 900.0
+"""How long a worker may take to start: a lull that is shorter takes none back."""
+
 REST_S, LONGEST_REST_S = 60.0, 3600.0
 """A pool whose new worker could not start grows again after this; twice that after the next one."""
 
@@ -53,7 +56,7 @@ class Memory:
     votes: int = 0
     """Intervals in a row with too long a queue."""
     slack_s: float = 0.0
-    """For how long one worker less would have done."""
+    """For how long one worker less would have done, or those that were asked for did not come."""
     failures: int = 0
     """Intervals in which workers could not start, since the last queue passed."""
     rest_s: float = 0.0
@@ -75,8 +78,9 @@ def plan(
 
     It grows when two intervals in a row ask for it: by the workers that would work its queue off
     within `grow_wait_s` while those that are busy go on with what arrives, at most to twice its
-    size and one more. It shrinks when, for `shrink_after_s` without a break, nothing waited: by all
-    that were asked for and have not come, else by one, where one less would have done.
+    size and one more. It shrinks by one when, for `shrink_after_s` without a break, nothing waited
+    and one worker less would have done. Workers that were asked for and have not come are taken
+    back first, but only after a lull in which they could have started.
     """
     memory = _rested(demand, memory, config.interval_s)
     total = demand.workers + demand.pending
@@ -84,7 +88,8 @@ def plan(
     wait_s = work_s / max(total, 1)
     if wait_s > config.grow_wait_s and total < limits.max_workers:
         if memory.rest_s:
-            return Decision(0, "workers that were asked for could not start"), memory
+            reason = "workers that were asked for could not start"
+            return Decision(0, reason), replace(memory, slack_s=0.0)
         votes = memory.votes + 1
         if votes < VOTES:
             return Decision(0, "a queue that may pass"), replace(memory, votes=votes, slack_s=0.0)
@@ -93,7 +98,8 @@ def plan(
         wanted = min(needed, 2 * total + 1, limits.max_workers)
         reason = f"{demand.waiting} calls wait {wait_s:.1f} s, more than {config.grow_wait_s:g} s"
         return Decision(wanted - total, reason), replace(memory, votes=0, slack_s=0.0)
-    failures = memory.failures if memory.rest_s else 0
+    undecided = memory.rest_s or demand.waiting or demand.pending
+    failures = memory.failures if undecided else 0
     calm = Memory(failures=failures, rest_s=memory.rest_s)
     idle = demand.workers > limits.min_workers and (
         demand.busy_share * demand.workers < SPARE_SHARE * (demand.workers - 1)
@@ -101,7 +107,7 @@ def plan(
     if demand.waiting or not (idle or demand.pending):
         return Decision(0, "enough"), calm
     slack_s = memory.slack_s + config.interval_s
-    if slack_s < config.shrink_after_s:
+    if slack_s < max(config.shrink_after_s, START_S * bool(demand.pending)):
         return Decision(0, "a lull that may pass"), replace(calm, slack_s=slack_s)
     if demand.pending:
         return Decision(-demand.pending, f"nothing waited for {slack_s:g} s"), calm
@@ -177,13 +183,14 @@ class Supervisor:
             await asyncio.gather(self._task, return_exceptions=True)
 
     async def _run(self) -> None:
-        while True:
+        while self._pools:
             await asyncio.sleep(self._config.interval_s)
-            for name in self._pools:
+            for name in tuple(self._pools):
                 try:
                     self.decide(name)
-                except Exception as error:  # such as Ray's while its head is away
-                    log.warning("pool %s could not be resized: %s", name, first_line(error))
+                except Exception as error:  # the run goes on with the workers that it has
+                    log.warning("pool %s keeps its size from now on: %s", name, first_line(error))
+                    del self._pools[name]
 
     def decide(self, name: str) -> Decision:
         """Measure one pool and act."""

@@ -224,7 +224,8 @@ class _Spawner:
         learner = config.learner.model_copy(update={"guard": guard})
         meeting_point, node = _rendezvous(shape, placement)
         # Where nothing is reserved, the first rank follows the port that was found for it.
-        first = {} if placement.shares else _on({"NodeID": node})
+        pinned = _on({"NodeID": node}) | {"label_selector": None}
+        first = {} if placement.shares else pinned
         remote: Any = ray.remote(LearnerRank)
         return [
             remote.options(

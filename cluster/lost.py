@@ -15,7 +15,7 @@ class WorkerLost(RunStopped):
 
 
 class PoolLost(WorkerLost):
-    """No worker of a pool is left, and none is on its way."""
+    """No worker of a pool is left, and none that was asked for comes."""
 
 
 class LearnerLost(RunStopped):

@@ -155,7 +155,10 @@ class MetricsLog:
         gauges: bool = False,
         followers: Sequence[Follower] = (),
         refresher: Refresher | None = None,
+        require_held: Callable[[], None] = lambda: None,
     ) -> None:
+        """`require_held` raises where the run is another process's: rows of that are not written
+        over."""
         self.folder = folder
         self.steps = steps
         self.say = say
@@ -163,6 +166,7 @@ class MetricsLog:
         self._recent_s: list[float] = []
         self._gauges = StepGauges(folder.url) if gauges else None
         self._followers, self._refresher = tuple(followers), refresher
+        self._require_held = require_held
         self._sending = Background(self._send)
         self.flush()
 
@@ -196,6 +200,7 @@ class MetricsLog:
 
     def flush(self) -> None:
         """Write the rows that are not written; those that the store refuses are in the next."""
+        self._require_held()
         with missing_is_fine(FILE_NAME, self.say):
             self._rows.write()
 
@@ -204,7 +209,16 @@ class MetricsLog:
         await self._sending.finish()
         await asyncio.to_thread(self.flush)
 
+    def close(self) -> None:
+        """Write what a run that ended early has not; whatever goes wrong is said, and does not take
+        the place of the run's own error."""
+        try:
+            self.flush()
+        except Exception as error:
+            self.say(f"the last rows of {FILE_NAME} are not written: {error}")
+
     def _send(self) -> None:
+        self._require_held()
         with missing_is_fine(FILE_NAME, self.say):
             self._rows.send()
 

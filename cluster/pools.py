@@ -175,7 +175,8 @@ class Rollouts:
             "rollout",
             *(request, Late(choose), weights),
             returns=1 + 2 * members,
-            limit_s=self._rollout_limit.seconds,
+            # The last attempt has all of the time: what takes long now may take long for ever.
+            limits_s=[self._rollout_limit.seconds] * (MAX_TIMEOUTS - 1) + [self.timeout_s],
         )
         self._rollout_limit.answered(sum(report.seconds.values()))
         published = chosen[-1]
@@ -184,14 +185,14 @@ class Rollouts:
         return GroupRollout(report, published, tuple(refs[:members]), tuple(refs[members:]))
 
     async def _call_or_lose(
-        self, method: str, *args: Any, returns: int, limit_s: float | None
+        self, method: str, *args: Any, returns: int, limits_s: Sequence[float | None]
     ) -> Any:
-        for _ in range(MAX_TIMEOUTS):
+        for limit_s in limits_s:
             with contextlib.suppress(TimeoutError):
                 return await self.pool.call(method, *args, returns=returns, timeout_s=limit_s)
         raise WorkerLost(
-            f"{self.pool.name}.{method} was given up: {MAX_TIMEOUTS} workers did not finish it "
-            f"within {limit_s} s"
+            f"{self.pool.name}.{method} was given up: {len(limits_s)} workers did not finish it "
+            f"within {limits_s[-1]} s"
         )
 
     async def sample(
@@ -214,7 +215,7 @@ class Rollouts:
                     version,
                     weights,
                     returns=1 + len(prompts[c]),
-                    limit_s=limit_s,
+                    limits_s=[limit_s] * MAX_TIMEOUTS,
                 )
                 for c in chunks
             )

@@ -1,4 +1,4 @@
-"""Pools of Ray actors: calls that survive their workers, workers that come and go, learner ranks.
+"""Pools of Ray actors: calls that survive their workers, workers that come and go.
 
 A worker's death is seen by the call that was in flight: it is counted, the worker is left alone
 until its replacement answers, and the call goes to the next free one. Ray restarts the actor but
@@ -55,7 +55,7 @@ many times in a row, after these pauses: at once while it has never worked, sinc
 most likely the user's; later a model store or a full GPU may need a while."""
 RARE_BIRTHS_S = 300.0
 """Pause before further births of a worker that has worked, while others of its pool are left."""
-LAST_HOPE_S = 900.0
+LAST_HOPE_S = 1800.0
 """How long workers that were asked for may take to start where no other is left."""
 OVERDUE_S, LONGEST_SILENCE_S = 300.0, 3600.0
 """A worker that has not started for so long is spoken of: then, after twice that, and so on."""
@@ -107,6 +107,7 @@ class RayPool:
         """Workers that were asked for and could not start."""
         self._spawn, self._admission, self._admission_s = spawn, admission, admission_s
         self._joining: dict[_Member, asyncio.Task[None]] = {}
+        self._last_hope: asyncio.Task[None] | None = None
         self._members = [_Member(index, spawn(index)) for index in range(workers)]
         self._dispatch: Dispatch[_Member] = Dispatch(calls_at_once)
         for member in self._members:
@@ -189,7 +190,9 @@ class RayPool:
             for _ in range(self.max_deaths):
                 call = asyncio.ensure_future(invoke(member.actor, method, args, returns))
                 try:
-                    return await within(call, limit_s)
+                    answer = await within(call, limit_s)
+                    member.worked = True
+                    return answer
                 except DEATHS as error:
                     lost = first_line(error)
                 except TimeoutError:
@@ -327,8 +330,13 @@ class RayPool:
         if member.draining:
             self._retire(member)
         elif alive:
-            self._count(1)
-            self._dispatch.open(member)
+            self._open(member)
+
+    def _open(self, member: _Member) -> None:
+        if self._last_hope is not None:
+            self._last_hope.cancel()
+        self._count(1)
+        self._dispatch.open(member)
 
     async def _revive(self, member: _Member, admit: bool = True, insist: bool = True) -> bool:
         """Wait until a worker answers again, and has passed its admission where `admit`; False
@@ -340,7 +348,7 @@ class RayPool:
                 await actor.__ray_ready__.remote()
                 if admit and self._admission is not None:
                     await self._admitted(actor, self._admission)
-                member.births, member.buried = 0, ""
+                member.births, member.buried, member.worked = 0, "", True
                 return True
             except ActorUnavailableError:
                 await asyncio.sleep(poll_s)
@@ -392,14 +400,14 @@ class RayPool:
     def _fail_if_nobody(self, reason: str) -> None:
         if self._hopeless:
             failure = f"no {self.name} worker is left; the last one: {reason}"
-            if self._joining:
-                self._start(self._fail_later(failure))
-            else:
+            if not self._joining:
                 self._dispatch.fail(failure)
+            elif self._last_hope is None or self._last_hope.done():
+                self._last_hope = self._start(self._fail_later(failure))
 
     @property
     def _hopeless(self) -> bool:
-        return all(member.buried for member in self._members)
+        return all(member.buried or member.draining for member in self._members)
 
     async def _fail_later(self, failure: str) -> None:
         await asyncio.sleep(LAST_HOPE_S)
@@ -408,14 +416,11 @@ class RayPool:
             self._dispatch.fail(failure + asked)
 
     async def _join(self, member: _Member) -> None:
-        try:
-            alive = await self._spoken_of(member, self._revive(member))
-        finally:
-            self._joining.pop(member, None)
+        alive = await self._spoken_of(member, self._revive(member))
+        del self._joining[member]  # not where it is cancelled: `drain` or `close` sees to its actor
         if alive:
             self._members.append(member)
-            self._count(1)
-            self._dispatch.open(member)
+            self._open(member)
         else:
             self.failed_joins += 1
             self._fail_if_nobody(member.buried)
@@ -449,6 +454,8 @@ class RayPool:
 
 
 async def invoke(actor: Any, method: str, args: tuple[Any, ...], returns: int) -> Any:
+    """What a method of an actor answers; with `returns` > 1 its first part, and refs of the others.
+    ObjectGone for a lost argument, DEATHS, or what the method raised."""
     refs = getattr(actor, method).options(num_returns=returns).remote(*bind(args))
     try:
         if returns == 1:
@@ -464,6 +471,7 @@ async def invoke(actor: Any, method: str, args: tuple[Any, ...], returns: int) -
 
 
 async def fetch_ref(ref: Any) -> Any:
+    """The object behind a ref. ObjectGone."""
     try:
         return await ref
     except ObjectLostError as error:

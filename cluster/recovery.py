@@ -133,6 +133,8 @@ class DurableLearner:
 
     def current(self, state: RunState) -> RunState:
         """`state` as the ranks hold it now: a recovery since its step may have given other bits."""
+        if not self._checksum:
+            return state  # nothing was loaded yet
         now = {"lineages": self.lineages, "weights_checksum": self._checksum}
         return state.model_copy(update=now)
 

@@ -64,12 +64,12 @@ class RowsFile:
             self._sent = self.folder.is_local
 
     def send(self) -> None:
-        """Copy the local file to the store; a row that comes meanwhile may be cut off there until
-        the next time. Readers take whole lines."""
+        """Copy the whole rows of the local file to the store; others may come meanwhile."""
         if not self._sent:
             self._sent = True
             try:
-                self.folder.send(self._path, FILE_NAME)
+                with self._path.open("rb") as file:
+                    self.folder.write_bytes(FILE_NAME, file.read(self._size))
             except BaseException:
                 self._sent = False
                 raise

@@ -132,6 +132,7 @@ def _train(
             gauges=config.metrics.prometheus and open_workers is on_ray,
             followers=(tracker,) if view is None else (tracker, view),
             refresher=reporter,
+            require_held=holding.require,
         )
         trainer = Trainer(
             config=config,
@@ -149,12 +150,12 @@ def _train(
         if view is not None:
             view.watch(config.run, config.steps, state.step, stage_meters(workers))
         try:
-            state = asyncio.run(trainer.train(state))
+            with contextlib.closing(metrics):
+                state = asyncio.run(trainer.train(state))
         except RunStopped as error:
             explain(error, folder)
             raise
         finally:
-            metrics.flush()
             page = asyncio.run(reporter.write())
             if page:
                 say(f"report: {page}")

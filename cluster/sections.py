@@ -60,8 +60,9 @@ class SupervisionConfig(BaseModel):
     max_deaths: int = Field(default=3, ge=1, le=100)
     """A sample in flight at this many deaths of workers is quarantined."""
     rollout_timeout_s: float = Field(default=3600.0, gt=0, le=86400, allow_inf_nan=False)
-    """Over a group; also for a reward worker's start. A slower worker is killed and restarted, as
-    is one that needs five times as long as the slowest rollout so far."""
+    """Over a group; also for a reward worker's start. A slower worker is killed and restarted; of
+    rollouts, when 16 are known, one that takes five times the slowest, and five minutes at least.
+    """
     learner_timeout_s: float = Field(default=7200.0, gt=0, le=604800, allow_inf_nan=False)
     """Learner ranks of which none answers within this are replaced; of several ranks, one that is
     frozen shows much earlier, by `learner.timeout_s`."""
@@ -70,7 +71,8 @@ class SupervisionConfig(BaseModel):
     grow_wait_s: float = Field(default=2.0, gt=0, le=86400, allow_inf_nan=False)
     """A pool grows when its queue would take longer than this, twice in a row."""
     shrink_after_s: float = Field(default=60.0, gt=0, le=86400, allow_inf_nan=False)
-    """A pool shrinks when one worker less would have done for this long."""
+    """A pool shrinks when one worker less would have done for this long; workers that were asked
+    for and have not come are taken back first, after a quarter of an hour at least."""
 
 
 class EvalConfig(BaseModel):

@@ -6,7 +6,6 @@ import json
 import os
 import uuid
 from fnmatch import fnmatch
-from pathlib import Path
 
 import fsspec
 from fsspec import AbstractFileSystem
@@ -91,12 +90,6 @@ class RunFolder:
             self.fs.mv(partial, path)
         else:
             self.fs.pipe_file(path, data)
-
-    def send(self, file: Path, name: str) -> None:
-        """Replace a whole file by a copy of a local one, without reading it into memory."""
-        path = self.path(name)
-        make_folder(self.fs, path.rpartition("/")[0])
-        self.fs.put_file(str(file), path)
 
     def write_text(self, name: str, text: str) -> None:
         """Replace a whole file by UTF-8 text."""

@@ -125,7 +125,8 @@ class JudgeConfig(PoolConfig):
     """Share of each GPU's memory that a server takes; unset: 0.9 x `gpus`, at most 0.9."""
     cache_gb: float | None = Field(default=None, gt=0, le=1000, allow_inf_nan=False)
     """GB of each GPU for keys and values; unset: what vLLM finds left of its share, or 3 where the
-    worker shares a GPU, since vLLM takes for its own what others load there while it measures."""
+    worker shares a GPU, since vLLM takes for its own what others load there while it measures (20
+    requests of 1,000 tokens for Qwen3-VL-8B)."""
     start_timeout_s: float = Field(default=1800.0, gt=0, le=86400, allow_inf_nan=False)
     """A server that is not healthy by then is started again, three times at most."""
     health_interval_s: float = Field(default=5.0, gt=0, le=3600, allow_inf_nan=False)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from pathlib import Path
 
 import pytest
 
 from cluster.background import Background
+from cluster.lease import RunTaken
 from cluster.metrics import MetricsLog
 from cluster.rows import read_rows
 from cluster.storage import RunFolder
@@ -67,9 +67,9 @@ class SlowStore(RunFolder):
     release = threading.Event()
     sent = 0
 
-    def send(self, local: Path, name: str) -> None:
+    def write_bytes(self, name: str, data: bytes) -> None:
         assert SlowStore.release.wait(20)
-        super().send(local, name)
+        super().write_bytes(name, data)
         SlowStore.sent += 1
 
 
@@ -91,6 +91,38 @@ def test_rows_of_a_slow_store_do_not_hold_the_loop_up_and_are_all_there_at_the_e
     asyncio.run(asyncio.wait_for(test(), 30))
     assert [row["step"] for row in read_rows(folder)] == list(range(5))
     assert SlowStore.sent <= 3
+
+
+def test_rows_of_a_run_that_another_process_took_are_not_written_over() -> None:
+    """The store takes nothing, the run changes hands, and the store comes back."""
+    url = f"memory://taken/{time.time_ns()}"
+    said: list[str] = []
+    taken: list[bool] = []
+
+    class Away(RunFolder):
+        def write_bytes(self, name: str, data: bytes) -> None:
+            if not taken:
+                raise ConnectionError("503 slow down")
+            super().write_bytes(name, data)
+
+    def require_held() -> None:
+        if taken:
+            raise RunTaken("it is no longer this process's")
+
+    async def test() -> None:
+        metrics = MetricsLog(Away(url), 10, 0, said.append, require_held=require_held)
+        metrics.write({"kind": "repeats", "step": 0})
+        await metrics.finish()
+        taken.append(True)
+        RunFolder(url).write_text("metrics.jsonl", '{"kind": "step", "step": 7}\n')
+        metrics.write({"kind": "repeats", "step": 1})
+        with pytest.raises(RunTaken):
+            await metrics.finish()
+        metrics.close()
+
+    asyncio.run(asyncio.wait_for(test(), 30))
+    assert read_rows(RunFolder(url)) == [{"kind": "step", "step": 7}]
+    assert said[-1].endswith("are not written: it is no longer this process's")
 
 
 def test_without_a_loop_it_runs_at_once() -> None:

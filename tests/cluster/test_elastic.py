@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import time
 from collections.abc import Callable
 
 import pytest
@@ -68,9 +70,9 @@ def test_growth(
         (3, 0, 0, 0.5, 3.0, 0, 4.0),  # not for long enough
         (3, 0, 0, 0.6, 4.0, 0, 0.0),  # two would be busy for 90 %
         (3, 0, 1, 0.1, 4.0, 0, 0.0),  # something waits
-        (3, 1, 0, 0.1, 4.0, -1, 0.0),  # one was asked for and is not needed any more
-        (1, 2, 0, 0.9, 4.0, -2, 0.0),  # two; the one that works stays
-        (1, 2, 0, 0.9, 3.0, 0, 4.0),  # they may be on their way
+        (3, 1, 0, 0.1, 899.0, -1, 0.0),  # one was asked for, and could have come
+        (1, 2, 0, 0.9, 899.0, -2, 0.0),  # two; the one that works stays
+        (1, 2, 0, 0.9, 898.0, 0, 899.0),  # they may be on their way
         (1, 0, 0, 0.0, 99.0, 0, 0.0),  # the least that there may be
     ],
 )
@@ -89,15 +91,15 @@ def test_shrinking(
 
 
 def test_a_pool_whose_new_workers_do_not_start_waits_longer_each_time() -> None:
-    """A queue that is always too long; each worker that is asked for fails in the next interval."""
-    memory, grown_at, failed = Memory(), list[int](), 0
+    """A queue that is always too long; each worker that is asked for fails after four intervals."""
+    memory, grown_at = Memory(), list[int]()
     for second in range(400):
-        demand = Demand(1, 0, 9, 1.0, 1.0, failed)
+        age = second - grown_at[-1] if grown_at else 0
+        demand = Demand(1, int(0 < age < 4), 9, 1.0, 1.0, failed=int(age == 4))
         decision, memory = plan(demand, memory, PoolConfig(min_workers=1, max_workers=2), CONFIG)
-        failed = decision.change
         if decision.change:
             grown_at.append(second)
-    assert grown_at == [1, 63, 185]  # a rest of 60 s, of 120 s, of 240 s, and two votes each
+    assert grown_at == [1, 66, 191]  # four seconds, a rest of 60 s, of 120 s, of 240 s, two votes
 
 
 def test_a_queue_that_passed_forgets_the_failures_once_the_rest_is_over() -> None:
@@ -106,6 +108,35 @@ def test_a_queue_that_passed_forgets_the_failures_once_the_rest_is_over() -> Non
     for _ in range(60):
         _, memory = plan(Demand(1, 0, 0, 1.0, 1.0), memory, LIMITS, CONFIG)
     assert memory == Memory()
+
+
+def test_a_pool_that_cannot_be_resized_is_left_alone_and_said_so(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The other one is supervised as before."""
+
+    class Unable(Grown):
+        def grow(self) -> None:
+            raise ConnectionError("the head is away")
+
+    config = SupervisionConfig(interval_s=0.01, grow_wait_s=0.1, shrink_after_s=60.0)
+    pools = {"unable": Unable(time.perf_counter), "able": Grown(time.perf_counter)}
+
+    async def test() -> None:
+        supervisor = Supervisor(
+            {name: (pool, LIMITS) for name, pool in pools.items()}, config, lambda line: None
+        )
+        for pool in pools.values():
+            pool.meter.change(busy=1, waiting=3)
+            pool.meter.ended(1.0)
+        supervisor.start()
+        while not pools["able"].pending:
+            await asyncio.sleep(0.01)
+        await supervisor.stop()
+
+    asyncio.run(asyncio.wait_for(test(), 20))
+    said = [record.message for record in caplog.records]
+    assert said.count("pool unable keeps its size from now on: the head is away") == 1
 
 
 def test_a_steady_load_leaves_the_pool_alone() -> None:

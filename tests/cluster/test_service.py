@@ -324,6 +324,23 @@ def test_rows_that_the_store_refuses_are_in_a_later_write(
     assert [row["step"] for row in rows(config)] == list(range(6))
 
 
+def test_sigterm_while_the_ranks_load_ends_the_run_with_the_checkpoint_that_is_there(
+    smallest: Build,
+) -> None:
+    config = smallest(*LOOP, "steps=2")
+    before, _ = run(config)
+
+    class Loading(SimulatedRanks):
+        async def load(self, url: str) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+            await asyncio.sleep(60)
+
+    config = config.model_copy(update={"steps": 4})
+    after, said = run(config, Loading(config, FAST))
+    assert said[-1] == "SIGTERM: leaving after step 2"
+    assert (after.step, after.weights_checksum) == (2, before.weights_checksum)
+
+
 def test_sigterm_leaves_a_checkpoint_and_the_run_goes_on(smallest: Build) -> None:
     config = smallest(*LOOP, "checkpoint.every=100", "max_staleness=1", "steps=8")
     slow = Durations(0.02, 0.01, learner_s=0.03)
