@@ -26,7 +26,8 @@ from cluster.config import RunConfig, for_one_process, load
 from cluster.evaluate import Evaluator
 from cluster.held_out import EvalSample, Gain, gains_table, load_evaluation, paired_gains
 from cluster.metrics import MetricsLog
-from cluster.pools import Ref, Rewards, SampleScores, Workers
+from cluster.pool import Ref
+from cluster.pools import Rewards, SampleScores, Workers
 from cluster.runs import in_this_process, run_training
 from cluster.storage import RunFolder
 from learner.schedule import Phase

@@ -39,7 +39,8 @@ from cluster.ledger import Ledger
 from cluster.loop import Trainer
 from cluster.lost import WorkerLost
 from cluster.metrics import MetricsLog
-from cluster.pools import Learner, Rewards, Rollouts, Workers, bind
+from cluster.pool import bind
+from cluster.pools import Learner, Rewards, Rollouts, Workers
 from cluster.rows import read_rows
 from cluster.runs import start_or_resume
 from cluster.storage import RunFolder
@@ -79,7 +80,7 @@ class SimulatedPool:
     async def call(
         self, method: str, *args: Any, returns: int = 1, timeout_s: float | None = None
     ) -> Any:
-        """See `cluster.pools.Pool.call`."""
+        """See `cluster.pool.Pool.call`."""
         self.meter.change(waiting=1)
         async with self._free:
             self.meter.change(waiting=-1, busy=1)
@@ -97,7 +98,7 @@ class SimulatedPool:
         returns: int = 1,
         limit_s: float | None = None,
     ) -> list[Any]:
-        """See `cluster.pools.Pool.call_all`."""
+        """See `cluster.pool.Pool.call_all`."""
         return list(await asyncio.gather(*(self._methods[method](*args) for args in arguments)))
 
     async def fetch(self, ref: Any) -> Any:

@@ -19,7 +19,8 @@ from PIL import Image
 from cluster.collect import Batch, GroupRecord
 from cluster.kept import Extreme, KeptGroup, KeptMember, step_folder
 from cluster.pictures import camera_overlay, depth_video, even_sides
-from cluster.pools import Pool, Rewards, SampleScores
+from cluster.pool import Pool
+from cluster.pools import Rewards, SampleScores
 from cluster.storage import RunFolder
 from cluster.video import encode_mp4
 from learner.batch import advantages, flat_keys

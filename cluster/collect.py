@@ -28,7 +28,8 @@ from cluster.buffer import (
 from cluster.checkpoint import InFlight
 from cluster.ledger import SampleRow, Status
 from cluster.lost import ObjectGone, PoolLost, WorkerLost
-from cluster.pools import GroupRollout, Published, Ref, Rewards, Rollouts, SampleScores
+from cluster.pool import Ref
+from cluster.pools import GroupRollout, Published, Rewards, Rollouts, SampleScores
 from cluster.versions import Lineages
 from learner.batch import ScoredGroup
 from learner.schedule import Phase, window_start

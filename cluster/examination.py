@@ -17,7 +17,7 @@ from typing import Any
 
 from cluster.lost import WorkerLost
 from cluster.metrics import MetricsLog
-from cluster.pools import Pool
+from cluster.pool import Pool
 from rewards.examiner import Rows, drift, faults, number_of_clips
 
 Row = Mapping[str, Any]

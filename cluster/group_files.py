@@ -33,7 +33,8 @@ from actors.trajectory import (
 from cluster.buffer import MemberReward, ReadyGroup
 from cluster.collect import GroupRecord
 from cluster.patience import again
-from cluster.pools import GroupRollout, Published, Ref, SampleScores
+from cluster.pool import Ref
+from cluster.pools import GroupRollout, Published, SampleScores
 from cluster.storage import make_folder
 from learner.batch import ScoredGroup
 from learner.schedule import Phase

@@ -15,7 +15,7 @@ from cluster.buffer import ReadyGroup
 from cluster.collect import GroupRecord
 from cluster.group_files import read_groups, write_group
 from cluster.lost import ObjectGone
-from cluster.pools import Pool
+from cluster.pool import Pool
 
 FOLDER = "inflight"
 

@@ -12,7 +12,8 @@ from actors.worker import RolloutWorker
 from cluster.clocks import Meter
 from cluster.config import RunConfig, resolve_model
 from cluster.lost import WorkerLost
-from cluster.pools import Learner, Rewards, Rollouts, Workers, bind
+from cluster.pool import bind
+from cluster.pools import Learner, Rewards, Rollouts, Workers
 from learner.batch import BatchShape
 from learner.rank import LearnerRank
 from learner.schedule import guard_active

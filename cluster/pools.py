@@ -1,8 +1,4 @@
-"""Pools of workers as the loop sees them, and the typed calls it makes on them.
-
-A `Pool` is the only thing that differs between Ray (`handles.py`) and one process (`local.py`).
-Small answers come back as values; everything large stays a `Ref` that is handed on unread.
-"""
+"""The typed calls that the loop makes on its pools: rollouts, rewards, the learner's ranks."""
 
 from __future__ import annotations
 
@@ -11,16 +7,16 @@ import contextlib
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from actors.trajectory import RolloutReport, RolloutRequest, WeightsVersion
 from actors.worker import WorkerInfo
 from cluster.calls import LearnedLimit, first_line
-from cluster.clocks import Meter
 from cluster.config import RunStopped
 from cluster.lost import LearnerLost, LearnerTooLarge, ObjectGone, PoolLost, WorkerLost
+from cluster.pool import Late, Pool, RankPool, Ref
 from learner.batch import BatchShape, ScoredGroup, plan_batch
 from learner.proof import RatioProof, StartupProofError
 from learner.rank import RankInfo, StepReport
@@ -29,9 +25,6 @@ from prompts.schema import Prompt
 from rewards.config import RewardConfig
 from rewards.score import RewardKind, Score, ScoreFailure
 from rewards.worker import Artifacts
-
-Ref = Any
-"""A large object where it was made: a Ray ObjectRef, or the object itself under --local."""
 
 MAX_TIMEOUTS = 3
 """A rollout that is too slow on this many workers in a row is given up."""
@@ -43,78 +36,12 @@ JUDGED_PHASES: dict[Phase, tuple[RewardKind, ...]] = {
 """Reward workers that each phase calls: the dynamic phase switches R_3D off (method section 4)."""
 
 
-class Pool(Protocol):
-    """Workers of one class."""
-
-    name: str
-    meter: Meter
-
-    @property
-    def size(self) -> int:
-        """Workers in the pool."""
-        ...
-
-    async def call(
-        self, method: str, *args: Any, returns: int = 1, timeout_s: float | None = None
-    ) -> Any:
-        """Run a method on a free worker; waiting for one does not count towards `timeout_s`, and
-        `Late` arguments are read after it.
-
-        With `returns` > 1 the method returns a tuple of that length; the first element comes back
-        as a value, the others as refs. Raises WorkerLost (PoolLost where nobody can take it),
-        TimeoutError, ObjectGone for an argument
-        that is lost, or what the method raised.
-        """
-        ...
-
-    async def call_all(
-        self,
-        method: str,
-        arguments: Sequence[tuple[Any, ...]],
-        returns: int = 1,
-        limit_s: float | None = None,
-    ) -> list[Any]:
-        """Run a method on every worker at once, each with its own arguments; answers in order.
-
-        A worker that does not answer within `limit_s` counts as dead.
-        """
-        ...
-
-    async def fetch(self, ref: Ref) -> Any:
-        """The object behind a ref. Raises ObjectGone."""
-        ...
-
-    async def store(self, value: Any) -> Ref:
-        """A ref to an object that lives as long as the coordinator."""
-        ...
-
-
-class RankPool(Pool, Protocol):
-    """The learner's ranks."""
-
-    async def restart(self) -> None:
-        """Replace every rank by one in its initial state."""
-        ...
-
-
 @dataclass(frozen=True, slots=True)
 class Published:
     """Weights ready to be loaded by any worker."""
 
     version: WeightsVersion
     weights: Ref
-
-
-@dataclass(frozen=True, slots=True)
-class Late:
-    """An argument that is read when a worker is free for the call."""
-
-    read: Callable[[], Any]
-
-
-def bind(args: Sequence[Any]) -> tuple[Any, ...]:
-    """Arguments with every `Late` one read, in their order."""
-    return tuple(arg.read() if isinstance(arg, Late) else arg for arg in args)
 
 
 @dataclass(frozen=True, slots=True)

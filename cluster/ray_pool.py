@@ -33,7 +33,7 @@ from cluster.calls import Call, first_line, within
 from cluster.clocks import Meter
 from cluster.dispatch import Dispatch, NobodyLeft
 from cluster.lost import ObjectGone, PoolLost, WorkerLost
-from cluster.pools import bind
+from cluster.pool import bind
 from rewards.checks import BROKEN
 
 log = logging.getLogger(__name__)
@@ -133,7 +133,7 @@ class RayPool:
     async def call(
         self, method: str, *args: Any, returns: int = 1, timeout_s: float | None = None
     ) -> Any:
-        """See `cluster.pools.Pool.call`. A worker that is too slow is killed and restarted; one
+        """See `cluster.pool.Pool.call`. A worker that is too slow is killed and restarted; one
         whose call nobody waits for any more is free when that has ended."""
         lost = ""
         for _ in range(self.max_deaths):
@@ -181,7 +181,7 @@ class RayPool:
         returns: int = 1,
         limit_s: float | None = None,
     ) -> list[Any]:
-        """See `cluster.pools.Pool.call_all`; a worker that dies is waited for and asked again."""
+        """See `cluster.pool.Pool.call_all`; a worker that dies is waited for and asked again."""
         members = [member for member in self._members if not member.draining]
         if not members:
             raise PoolLost(f"no {self.name} worker is left to answer {method}")
@@ -208,11 +208,11 @@ class RayPool:
         return list(await asyncio.gather(*asked))
 
     async def fetch(self, ref: Any) -> Any:
-        """See `cluster.pools.Pool.fetch`."""
+        """See `cluster.pool.Pool.fetch`."""
         return await fetch_ref(ref)
 
     async def store(self, value: Any) -> Any:
-        """See `cluster.pools.Pool.store`."""
+        """See `cluster.pool.Pool.store`."""
         return ray.put(value)
 
     def grow(self) -> None:

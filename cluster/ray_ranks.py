@@ -45,7 +45,7 @@ class RayRanks:
         returns: int = 1,
         limit_s: float | None = None,
     ) -> list[Any]:
-        """See `cluster.pools.Pool.call_all`. Raises WorkerLost where a rank died, TimeoutError
+        """See `cluster.pool.Pool.call_all`. Raises WorkerLost where a rank died, TimeoutError
         where one does not answer although another did, or within `limit_s`."""
         calls = [
             asyncio.ensure_future(invoke(actor, method, args, returns))
@@ -77,11 +77,11 @@ class RayRanks:
                 call.cancel()
 
     async def fetch(self, ref: Any) -> Any:
-        """See `cluster.pools.Pool.fetch`."""
+        """See `cluster.pool.Pool.fetch`."""
         return await fetch_ref(ref)
 
     async def store(self, value: Any) -> Any:
-        """See `cluster.pools.Pool.store`."""
+        """See `cluster.pool.Pool.store`."""
         return ray.put(value)
 
     async def restart(self) -> None:

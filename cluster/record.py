@@ -26,7 +26,8 @@ from cluster.collect import Batch
 from cluster.group_files import StoredGroup, read_groups, write_group
 from cluster.lost import ObjectGone
 from cluster.patience import missing_is_fine
-from cluster.pools import Pool, Published
+from cluster.pool import Pool
+from cluster.pools import Published
 from cluster.recovery import DurableLearner
 from cluster.sections import RecordConfig
 from cluster.storage import RunFolder

@@ -18,7 +18,8 @@ from typing import Any
 from cluster.collect import Batch
 from cluster.lost import ObjectGone, WorkerLost
 from cluster.metrics import MetricsLog
-from cluster.pools import Ref, Rewards
+from cluster.pool import Ref
+from cluster.pools import Rewards
 from cluster.rows import Row
 from learner.schedule import Phase
 from prompts.schema import Prompt

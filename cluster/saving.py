@@ -20,7 +20,7 @@ from cluster.inflight import Waiting, write_in_flight
 from cluster.ledger import Ledger
 from cluster.lost import LearnerLost, WorkerLost
 from cluster.patience import FIRST_PAUSE_S, LONGEST_PAUSE_S
-from cluster.pools import Pool
+from cluster.pool import Pool
 from cluster.recovery import DurableLearner
 from learner.storage_errors import is_transient
 

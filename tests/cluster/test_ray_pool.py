@@ -19,7 +19,7 @@ import pytest
 from cluster.config import LOOPBACK
 from cluster.elastic import Supervisor
 from cluster.lost import ObjectGone, WorkerLost
-from cluster.pools import Late
+from cluster.pool import Late
 from cluster.ray_pool import RayPool
 from cluster.ray_ranks import RayRanks
 from cluster.sections import SupervisionConfig
