@@ -47,7 +47,7 @@ class TrajectoriesGone(RunStopped):
     """A batch's trajectories were lost again and again, or cannot be made again."""
 
     advice = (
-        "see why nodes or objects are lost (Ray's dashboard: nodes, and the object store's memory), "
+        "see why nodes or objects are lost (Ray's dashboard: nodes, the object store's memory), "
         "then start the same command again: it goes on from the newest checkpoint"
     )
 
