@@ -137,10 +137,6 @@ class SimulatedRanks:
         """Ranks."""
         return self.config.learner.ranks
 
-    async def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        """Ranks are never called alone."""
-        raise NotImplementedError(method)
-
     async def call_all(
         self,
         method: str,

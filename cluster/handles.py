@@ -274,7 +274,7 @@ def _rendezvous(shape: PoolShape, placement: Placement) -> tuple[str, str]:
     asked, waited_s = ray.remote(_free_address).options(**options).remote(), 0.0
     while not ray.wait([asked], timeout=OVERDUE_S)[0]:
         waited_s += OVERDUE_S
-        log.warning("learner: rank 0 waits for a node since %.0f min", waited_s / 60)
+        log.warning("learner: rank 0 has waited %.0f min for a node", waited_s / 60)
     address, node = ray.get(asked)
     return f"tcp://{address}", node
 

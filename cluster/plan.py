@@ -25,6 +25,7 @@ from cluster.costs import (
 from cluster.gpus import GpuType
 from cluster.layout import REWARD_POOLS, Node, PlacementError, Share, assign, layout
 from learner.memory import CUDA_CONTEXT, learner_memory, rollout_memory
+from rewards.config import JUDGE_CACHE_GB
 
 POOLS = ("rollout", *REWARD_POOLS, "learner")
 GB = 1e9
@@ -227,7 +228,7 @@ def _reward_memory(config: RunConfig) -> dict[str, tuple[int, str]]:
     # 38 float32 values a Gaussian, twice while they are filtered; frames before and after; a map of
     # 256 channels in the heads, eight frames at a time.
     work = gaussians * 38 * 4 * 2 + 8 * 256 * side * side * 4
-    cache = rewards.judge.cache_bytes or 3_000_000_000
+    cache = rewards.judge.cache_bytes or round(JUDGE_CACHE_GB * 1e9)
     return {
         "reconstruction": (
             4 * DA3_PARAMETERS + work,

@@ -16,8 +16,8 @@ Ref = Any
 """A large object where it was made: a Ray ObjectRef, or the object itself under --local."""
 
 
-class Pool(Protocol):
-    """Workers of one class."""
+class Together(Protocol):
+    """Workers of one class that are called all at once."""
 
     name: str
     meter: Meter
@@ -25,19 +25,6 @@ class Pool(Protocol):
     @property
     def size(self) -> int:
         """Workers in the pool."""
-        ...
-
-    async def call(
-        self, method: str, *args: Any, returns: int = 1, timeout_s: float | None = None
-    ) -> Any:
-        """Run a method on a free worker; waiting for one does not count towards `timeout_s`, and
-        `Late` arguments are read after it.
-
-        With `returns` > 1 the method returns a tuple of that length; the first element comes back
-        as a value, the others as refs. Raises WorkerLost (PoolLost where nobody can take it),
-        TimeoutError, ObjectGone for an argument
-        that is lost, or what the method raised.
-        """
         ...
 
     async def call_all(
@@ -62,8 +49,25 @@ class Pool(Protocol):
         ...
 
 
-class RankPool(Pool, Protocol):
-    """The learner's ranks."""
+class Pool(Together, Protocol):
+    """Workers of one class, any of which takes a call."""
+
+    async def call(
+        self, method: str, *args: Any, returns: int = 1, timeout_s: float | None = None
+    ) -> Any:
+        """Run a method on a free worker; waiting for one does not count towards `timeout_s`, and
+        `Late` arguments are read after it.
+
+        With `returns` > 1 the method returns a tuple of that length; the first element comes back
+        as a value, the others as refs. Raises WorkerLost (PoolLost where nobody can take it),
+        TimeoutError, ObjectGone for an argument
+        that is lost, or what the method raised.
+        """
+        ...
+
+
+class RankPool(Together, Protocol):
+    """The learner's ranks, which are never called alone."""
 
     async def restart(self) -> None:
         """Replace every rank by one in its initial state."""

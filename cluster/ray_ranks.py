@@ -32,12 +32,6 @@ class RayRanks:
         """Ranks."""
         return len(self.actors)
 
-    async def call(
-        self, method: str, *args: Any, returns: int = 1, timeout_s: float | None = None
-    ) -> Any:
-        """Ranks are never called alone."""
-        raise NotImplementedError(f"{self.name}.{method}: ranks are called together")
-
     async def call_all(
         self,
         method: str,

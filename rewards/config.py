@@ -96,6 +96,10 @@ class ReconstructionConfig(PoolConfig):
     """Conjugate-gradient steps of the Gaussians' colours in `photometric`."""
 
 
+JUDGE_CACHE_GB = 3.0
+"""Keys and values of what a judge has in flight at once."""
+
+
 class JudgeConfig(PoolConfig):
     """Judge of the meta-view image, S_meta."""
 
@@ -145,7 +149,7 @@ class JudgeConfig(PoolConfig):
     @property
     def cache_bytes(self) -> int | None:
         """The resolved `cache_gb`; None where vLLM measures."""
-        shared_gb = 3.0 if 0 < self.gpus < 1 else None
+        shared_gb = JUDGE_CACHE_GB if 0 < self.gpus < 1 else None
         found_gb = shared_gb if self.cache_gb is None else self.cache_gb
         return None if found_gb is None else round(found_gb * 1e9)
 
