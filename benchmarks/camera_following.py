@@ -16,8 +16,9 @@ from benchmarks.results import Result, machine, write
 from cluster.config import load
 from cluster.evaluation.figures import figure_of
 from cluster.evaluation.reproduction import against
+from cluster.evaluation.request import Request
 from cluster.evaluation.result import Side, from_json
-from cluster.evaluation.run import Request, evaluate
+from cluster.evaluation.run import evaluate
 from cluster.evaluation.sources import BASE, Source
 from cluster.storage import RunFolder, absolute_url
 

@@ -28,8 +28,7 @@ from benchmarks.pressure import figures, group_options
 from benchmarks.results import Result, machine, write
 from benchmarks.signal import collect
 from cluster.config import RunConfig, for_one_process, load
-from cluster.evaluation.run import listed
-from cluster.evaluation.sources import fixed_pairs, read_video
+from cluster.evaluation.sources import fixed_pairs, listed, read_video
 from cluster.generate import generate, load_policy
 from cluster.storage import RunFolder
 from rewards.metrics.coherence import coherence

@@ -1,6 +1,7 @@
 """A folder of videos and what each was asked to show.
 
-    DIR/videos.jsonl    one line a video: file, id, prompt, seed, and c2w where a path was given
+    DIR/videos.jsonl    one line a video: file, id, prompt, seed, how far named motions were to go,
+                        and c2w where a path was given
     DIR/*.mp4
 
 `worldr1 generate` writes one; the folder of an evaluation, RUN/samples/step_*, is read as one too.
@@ -14,7 +15,8 @@ from collections.abc import Sequence
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cluster.config import ConfigError
-from cluster.storage import RunFolder
+from cluster.storage import RunFolder, stored_config
+from prompts.config import Amplitudes
 from prompts.schema import Poses, Prompt, PromptId
 
 INDEX, SCORES = "videos.jsonl", "scores.json"
@@ -35,9 +37,11 @@ class Clip(BaseModel):
     """Seed of the noise."""
     c2w: Poses | None = None
     """A hand-given camera path [F, 4, 4], where there was one."""
+    amplitudes: Amplitudes | None = None
+    """How far the motions that the prompt names were asked to go, where that is known."""
 
     @classmethod
-    def of(cls, prompt: Prompt, seed: int) -> Clip:
+    def of(cls, prompt: Prompt, seed: int, amplitudes: Amplitudes | None) -> Clip:
         """The entry of a sample of a prompt, under the name that evaluations use too."""
         return cls(
             file=f"{prompt.id}_{seed}.mp4",
@@ -45,6 +49,7 @@ class Clip(BaseModel):
             prompt=prompt.text,
             seed=seed,
             c2w=prompt.c2w,
+            amplitudes=amplitudes,
         )
 
     def as_prompt(self) -> Prompt:
@@ -53,6 +58,17 @@ class Clip(BaseModel):
         if self.c2w is None:
             return prompt
         return Prompt.model_validate({**prompt.model_dump(by_alias=True), "c2w": self.c2w})
+
+
+def unlike(first: Clip, second: Clip) -> str:
+    """What two clips of one prompt id were asked that is not the same; "" where all is."""
+    if first.prompt != second.prompt:
+        return "text"
+    known = first.amplitudes is not None and second.amplitudes is not None
+    moves = first.c2w is None and second.c2w is None and bool(first.as_prompt().motions)
+    if first.c2w != second.c2w or (known and moves and first.amplitudes != second.amplitudes):
+        return "camera path"
+    return ""
 
 
 def write_index(folder: RunFolder, clips: Sequence[Clip]) -> None:
@@ -93,12 +109,16 @@ def _evaluated(folder: RunFolder) -> list[Clip]:
             "RUN/samples/step_*"
         )
     rows = json.loads(folder.read_text(SCORES))
+    run = RunFolder(folder.url.rstrip("/").rsplit("/", 2)[0])
+    asked = stored_config(run).camera.amplitudes if run.exists("config.json") else None
     return [
         Clip(
             file=f"{row['prompt_id']}_{row['seed']}.mp4",
             id=row["prompt_id"],
             prompt=row["prompt"],
             seed=row["seed"],
+            c2w=row.get("c2w"),
+            amplitudes=asked,
         )
         for row in rows
     ]

@@ -274,13 +274,17 @@ def for_one_process(config: RunConfig) -> RunConfig:
     )
 
 
+HUB_ID = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
+"""Of a model: owner/name."""
+
+
 def resolve_model(model: str) -> str:
     """Where `policy.model` lies: a local directory, one inside this repository, or a hub id."""
     if Path(model).is_dir():
         return str(Path(model).resolve())
     if (REPOSITORY / model).is_dir():
         return str(REPOSITORY / model)
-    if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", model):
+    if re.fullmatch(HUB_ID, model):
         return model
     raise ConfigError(
         f"policy.model = {model!r} is neither a directory nor a hub id of the form owner/name"

@@ -88,7 +88,7 @@ class Evaluator:
         raw = {**scores.raw, "proxy": proxy(scores.parts)}
         if not isinstance(second, str):
             raw |= {"gold": second["gold"], "gold_consistency": second["consistency"]}
-        return EvalSample(prompt.id, prompt.text, seed, total, scores.parts, raw)
+        return EvalSample(prompt.id, prompt.text, seed, total, scores.parts, raw, prompt.c2w)
 
     async def _raise_alarms(self, step: int, samples: Sequence[EvalSample]) -> None:
         """Compare with the untrained policy; say and store what is wrong, if anything is."""

@@ -9,9 +9,6 @@ from typing import Any
 from cluster.config import ConfigError
 from cluster.storage import RunFolder, absolute_url
 
-PAIRS = 22
-"""Pairs by default: each prompt of the toy test set once."""
-
 
 def add_evaluation_command(commands: Any) -> None:
     """Register the command with the subparsers of `worldr1`."""
@@ -22,7 +19,12 @@ def add_evaluation_command(commands: Any) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. rollout.frames=49")
     parser.add_argument("--against", metavar="SOURCE", help="the other side, compared by pairs")
     parser.add_argument("--prompts", metavar="SET", help="to sample, or to name a folder's videos")
-    parser.add_argument("--pairs", type=int, default=PAIRS, metavar="N", help=f"default {PAIRS}")
+    parser.add_argument(
+        "--pairs",
+        type=int,
+        metavar="N",
+        help="that a model is sampled on (default: those of the folder beside it, else 22)",
+    )
     parser.add_argument("--frames", type=int, metavar="N", help="only the first N, e.g. 49 or 121")
     parser.add_argument("--weights", choices=("ema", "raw"), help="which of a run's weights")
     parser.add_argument("--preset", metavar="NAME", help="default: that of the run, or toy")
@@ -43,10 +45,9 @@ def _evaluate(options: argparse.Namespace) -> int:
         raise ConfigError(f"--workers {options.workers}; allowed: 1 or more")
     if options.workers is not None and options.device is not None:
         raise ConfigError("--device is of a sampler in this process; --workers samples on Ray")
-    if options.pairs < 1 or (options.frames is not None and options.frames < 3):
-        raise ConfigError(
-            f"--pairs {options.pairs} --frames {options.frames}; allowed: 1 or more, 3 or more"
-        )
+    for name, value, least in (("pairs", options.pairs, 1), ("frames", options.frames, 3)):
+        if value is not None and value < least:
+            raise ConfigError(f"--{name} {value}; allowed: {least} or more")
     from cluster.evaluation.sources import config_of, find_source
     from cluster.runs import check_backends
 
@@ -60,8 +61,9 @@ def _evaluate(options: argparse.Namespace) -> int:
         )
     check_backends(config.rewards)
     out = RunFolder(absolute_url(options.out))
+    from cluster.evaluation.request import Request
     from cluster.evaluation.result import to_markdown
-    from cluster.evaluation.run import Request, evaluate
+    from cluster.evaluation.run import evaluate
     from cluster.generate import default_device
 
     request = Request(

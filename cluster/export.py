@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,13 +20,15 @@ from typing import Any
 import jinja2
 
 from actors.trajectory import weights_checksum
-from cluster.config import ConfigError, RunConfig, resolve_model
+from cluster.config import HUB_ID, REPOSITORY, ConfigError, RunConfig, resolve_model
 from cluster.held_out import Gain, load_evaluation, paired_gains
 from cluster.storage import SAMPLES, RunFolder, has_evaluation, scores_file
-from cluster.weights import ADAPTER, TRAINING, TrainedWeights, load_weights
+from cluster.weights import TRAINING, TrainedWeights, load_weights
 from prompts.dataset import load_prompts
 
 COMFY, PIPELINE, CARD = "comfyui_lora.safetensors", "pipeline", "README.md"
+PARTIAL = ".export-"
+"""Beginning of the name of a folder that is being written."""
 TEMPLATES = Path(__file__).parent / "templates"
 LICENCES = {
     "toyworld/model": {"id": "mit", "text": "MIT, trained in this project"},
@@ -34,27 +38,47 @@ LICENCES = {
 UNKNOWN_LICENCE = {"id": "other", "text": "not known to this program; see its own card"}
 
 
-def export_run(source: str, to: Path, average: bool | None, merged: bool) -> TrainedWeights:
-    """Write a run's newest weights below `to`; what was written.
+def export_run(source: str, to: str, average: bool | None, merged: bool) -> TrainedWeights:
+    """Write a run's newest weights below `to`, a path or URL; what was written.
 
-    ConfigError in one sentence where there are none, or `to` holds something else.
+    ConfigError in one sentence where there are none, `to` holds something else, or the model to
+    merge with cannot be read; an export that was there is then left as it was.
     """
-    trained = load_weights(source, average)
-    _require_free(to)
+    trained, folder = load_weights(source, average), RunFolder(to)
+    _require_free(folder)
+    beside = Path(folder.root) if folder.is_local else None  # moved, not copied, where that can be
+    try:
+        if beside is not None:
+            beside.mkdir(parents=True, exist_ok=True)
+        place = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=beside))
+    except OSError as error:
+        raise ConfigError(f"--to {to} cannot be written: {error.strerror}") from None
+    try:
+        _write(trained, place, merged)
+        _deliver(place, folder)
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+    return trained
+
+
+def _write(trained: TrainedWeights, place: Path, merged: bool) -> None:
+    """All files of an export."""
     from actors.policy import DTYPES
     from learner.export import save_comfy, save_merged
     from learner.lora import save_adapter
 
-    # An export that was there is none any more until this one is whole.
-    (to / TRAINING).unlink(missing_ok=True)
-    shutil.rmtree(to / PIPELINE, ignore_errors=True)
     config = trained.config
     lora = config.policy.lora
-    save_adapter(trained.weights, lora, to)
-    save_comfy(trained.weights, lora, to / COMFY)
+    save_adapter(trained.weights, lora, place)
+    save_comfy(trained.weights, lora, place / COMFY)
     if merged:
         model = resolve_model(config.policy.model)
-        save_merged(model, DTYPES[config.policy.dtype], trained.weights, lora, to / PIPELINE)
+        dtype = DTYPES[config.policy.dtype]
+        try:
+            save_merged(model, dtype, trained.weights, lora, place / PIPELINE)
+        except (OSError, ValueError, KeyError) as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise ConfigError(f"--merged needs the model {model!r} here: {reason}") from None
     data = {split: data_hash(config.prompts.sources[split]) for split in ("train", "dynamic")}
     training = {
         "step": trained.step,
@@ -64,10 +88,25 @@ def export_run(source: str, to: Path, average: bool | None, merged: bool) -> Tra
         # Where the run lies on this machine is nobody's business.
         "config": json.loads(config.model_dump_json()) | {"run": trained.run_name},
     }
-    (to / CARD).write_text(model_card(trained, data, merged), encoding="utf-8")
-    # Last: a folder with this file is whole.
-    (to / TRAINING).write_text(json.dumps(training, indent=1), encoding="utf-8")
-    return trained
+    (place / CARD).write_text(model_card(trained, data, merged), encoding="utf-8")
+    (place / TRAINING).write_text(json.dumps(training, indent=1), encoding="utf-8")
+
+
+def _deliver(place: Path, folder: RunFolder) -> None:
+    """Move what was written to where it belongs, over an earlier export."""
+    files = sorted(str(path.relative_to(place)) for path in place.rglob("*") if path.is_file())
+    # First what only an export has, so that a folder is known as one from then on; last what says
+    # that it is whole.
+    files.sort(key=lambda name: {COMFY: -1, TRAINING: 1}.get(name, 0))
+    for name in (TRAINING, PIPELINE):
+        folder.remove(name)
+    for name in files:
+        if folder.is_local:
+            target = Path(folder.path(name))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            (place / name).replace(target)
+        else:
+            folder.fs.put_file(str(place / name), folder.path(name))
 
 
 def data_hash(source: str) -> dict[str, Any]:
@@ -106,7 +145,7 @@ def model_card(trained: TrainedWeights, data: Mapping[str, Any], merged: bool) -
         trained=trained,
         kind="running average of the weights" if trained.average else "weights",
         checksum=weights_checksum(trained.weights),
-        hub_id=model if not model.startswith("toyworld") and not Path(model).exists() else None,
+        hub_id=model if is_hub_id(model) else None,
         licence=licence,
         merged=merged,
         data=data,
@@ -114,6 +153,12 @@ def model_card(trained: TrainedWeights, data: Mapping[str, Any], merged: bool) -
         evaluated=evaluated,
         embedded=_embedded(config),
     )
+
+
+def is_hub_id(model: str) -> bool:
+    """Whether a model's name is a hub's, not that of a directory here or elsewhere."""
+    there = Path(model).exists() or (REPOSITORY / model).exists()
+    return not there and re.fullmatch(HUB_ID, model) is not None
 
 
 def _embedded(config: RunConfig) -> list[str]:
@@ -140,12 +185,12 @@ def _measured(trained: TrainedWeights) -> tuple[Sequence[Gain], int]:
     return (paired_gains(before, after) if before and after else []), steps[0]
 
 
-def _require_free(to: Path) -> None:
+def _require_free(folder: RunFolder) -> None:
     """ConfigError unless the folder is new, empty, or an earlier export."""
-    try:
-        to.mkdir(parents=True, exist_ok=True)
-        names = {path.name for path in to.iterdir()}
-    except OSError as error:
-        raise ConfigError(f"--to {to} cannot be written: {error.strerror}") from None
-    if names and TRAINING not in names and ADAPTER not in names:
-        raise ConfigError(f"--to {to} holds other files; allowed: a new folder, or an export")
+    folder.require_writable()
+    names = {name.partition("/")[0] for name in folder.sizes("")}
+    others = {name for name in names if not name.startswith(PARTIAL)}  # left by one that was killed
+    if others and not others & {TRAINING, COMFY}:
+        raise ConfigError(
+            f"--to {folder.url} holds other files; allowed: a new folder, or an export"
+        )

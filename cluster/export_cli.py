@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
-from cluster.storage import absolute_url
+from cluster.storage import RunFolder, absolute_url
 
 
 def add_export_command(commands: Any) -> None:
@@ -15,7 +14,7 @@ def add_export_command(commands: Any) -> None:
         "export", help="write a run's LoRA for diffusers and ComfyUI, with a model card"
     )
     parser.add_argument("run", metavar="RUN", help="directory or fsspec URL of the run")
-    parser.add_argument("--to", required=True, type=Path, metavar="DIR", help="where to write")
+    parser.add_argument("--to", required=True, metavar="DIR", help="directory or fsspec URL")
     parser.add_argument(
         "--weights",
         choices=("ema", "raw"),
@@ -31,8 +30,10 @@ def _export(options: argparse.Namespace) -> int:
     from cluster.export import export_run
 
     average = None if options.weights is None else options.weights == "ema"
-    trained = export_run(absolute_url(options.run), options.to, average, options.merged)
+    folder = RunFolder(absolute_url(options.to))
+    trained = export_run(absolute_url(options.run), folder.url, average, options.merged)
     print(f"{options.to}: {trained.title}")
-    for file in sorted(path for path in options.to.iterdir()):
-        print(f"  {file.name}{'/' if file.is_dir() else ''}")
+    names = (name.partition("/") for name in folder.sizes(""))
+    for name in sorted({f"{first}{slash}" for first, slash, _ in names}):
+        print(f"  {name}")
     return 0

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from actors.policy import Policy
 from actors.sampler import Velocity, sample_ode
-from cluster.clips import Clip, write_index
+from cluster.clips import INDEX, Clip, write_index
 from cluster.config import ConfigError, RunConfig, resolve_model
 from cluster.storage import RunFolder
 from cluster.strips import U8, blank, caption, sheet_png, strip
@@ -60,6 +60,7 @@ def generate(
     `advance` is called after each of `network_passes` passes through the network. The noise is
     keyed on the seed alone, as in evaluations: two models given the same pairs are comparable.
     """
+    folder.remove(INDEX)  # until all are there, what an earlier start wrote is not whole
     clips: list[Clip] = []
     blocks: list[U8] = []
     for first in range(0, len(samples), config.rollout.max_batch):
@@ -75,7 +76,7 @@ def generate(
         )
         videos = policy.decode(latents, config.rollout.decode_batch).numpy()
         for (prompt, seed), video in zip(chunk, videos, strict=True):
-            clip = Clip.of(prompt, seed)
+            clip = Clip.of(prompt, seed, config.camera.amplitudes)
             folder.write_bytes(clip.file, encode_mp4(video))
             clips.append(clip)
             if len(blocks) < SHEET_CLIPS:

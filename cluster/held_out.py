@@ -10,6 +10,7 @@ import numpy as np
 
 from cluster.evaluation.statistics import lower_bound
 from cluster.storage import RunFolder, samples_folder, scores_file
+from prompts.schema import Poses
 
 SHOWN_RAW = ("psnr", "gold", "content", "sharpness", "motion")
 """Measurements compared beside the reward: what a reward hacker would sacrifice."""
@@ -28,6 +29,8 @@ class EvalSample:
     parts: Mapping[str, float]
     """Before their weights, as in a step's row."""
     raw: Mapping[str, float]
+    c2w: Poses | None = None
+    """A hand-given camera path [F, 4, 4], where there was one."""
 
 
 @dataclass(frozen=True, slots=True)

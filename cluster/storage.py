@@ -96,7 +96,7 @@ class RunFolder:
         self.write_bytes(name, text.encode("utf-8"))
 
     def remove(self, name: str) -> None:
-        """Delete a folder with all that is in it, where it exists."""
+        """Delete a file, or a folder with all that is in it, where it exists."""
         self.fs.invalidate_cache()
         if self.exists(name):
             self.fs.rm(self.path(name), recursive=True)

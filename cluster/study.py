@@ -21,7 +21,7 @@ import jinja2
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from cluster.clips import Clip, read_clips
+from cluster.clips import Clip, read_clips, unlike
 from cluster.config import ConfigError
 from cluster.storage import RunFolder
 
@@ -127,9 +127,10 @@ def _common(a: str, b: str) -> list[tuple[Clip, Clip]]:
     if not common:
         raise ConfigError(f"{a!r} and {b!r} share no prompt and seed; generate both from the same")
     for first, second in common:
-        if first.prompt != second.prompt:
+        what = unlike(first, second)
+        if what:
             raise ConfigError(
-                f"prompt {first.id!r} is another text in {a!r} than in {b!r}; generate both from "
+                f"prompt {first.id!r} is another {what} in {a!r} than in {b!r}; generate both from "
                 "the same prompts"
             )
     return common

@@ -35,6 +35,8 @@ def _study(options: argparse.Namespace) -> int:
 def _make(options: argparse.Namespace) -> int:
     from cluster.study import KEY, PAGE, summary, write_study
 
+    if ":/" in str(options.to):  # what Path leaves of "s3://", which would be a folder of that name
+        raise ConfigError(f"--to {options.to} is a URL; allowed: a directory here")
     if len(options.paths) != 2:
         raise ConfigError(f"study compares two folders; {len(options.paths)} were given")
     if options.pairs < 1 or (options.seed is not None and options.seed < 0):

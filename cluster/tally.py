@@ -141,11 +141,11 @@ def _win_rate(question: str, people: Sequence[Answers], key: StudyKey) -> WinRat
 
 def _interval(scores: F64, known: F64) -> tuple[float, float]:
     """Two-sided 95 % percentile interval of the mean of `scores` [people, pairs] where `known`;
-    one participant alone, or one pair, is not resampled. Where all prefer the same side, nothing
-    varies that could be drawn: Wilson's interval of as many answers as people gave some or pairs
-    got some, whichever are fewer."""
+    one participant alone, or one pair, is not resampled. Where all answer alike, nothing varies
+    that could be drawn: Wilson's interval of as many answers as people gave some or pairs got some,
+    whichever are fewer."""
     given = scores[known > 0]
-    if given.min() == given.max() != 0.5:
+    if given.min() == given.max():
         counts = [int((known > 0).any(axis=axis).sum()) for axis in (0, 1)]
         return _wilson(float(given[0]), min([n for n in counts if n > 1], default=1))
     rng = np.random.default_rng(0)

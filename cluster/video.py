@@ -32,7 +32,12 @@ def encode_mp4(video: U8) -> bytes:
 
 
 def decode_mp4(data: bytes) -> U8:
-    """Frames of an mp4 file as uint8 [F, H, W, 3]."""
-    with av.open(io.BytesIO(data), "r") as container:
-        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    """Frames of an mp4 file as uint8 [F, H, W, 3]; ValueError where it holds none."""
+    try:
+        with av.open(io.BytesIO(data), "r") as container:
+            frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    # Some of FFmpeg's errors are of no common builtin kind; a file without a video stream has
+    # nothing at index 0.
+    except (av.error.FFmpegError, IndexError) as error:
+        raise ValueError(f"no video that FFmpeg can read: {error}") from None
     return np.stack(frames)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from math import isfinite
 from typing import TypeAlias
 
 import numpy as np
@@ -13,11 +14,11 @@ from numpy.typing import NDArray
 from cluster.pools import Rewards, SampleScores
 from prompts.config import CameraConfig
 from prompts.schema import Prompt
+from rewards.checks import BROKEN
 from rewards.metrics.cameras import camera_errors, jitter
 from rewards.metrics.coherence import coherence
 from rewards.metrics.images import psnr_frames, resize_frames, ssim_frames
-from rewards.metrics.independent import VERSION, NoCameraFound, second_opinion
-from rewards.reconstruct.reconstruction import ReconstructionError
+from rewards.metrics.independent import VERSION, second_opinion
 from rewards.scoring import texture
 
 F64 = NDArray[np.float64]
@@ -35,8 +36,18 @@ class ClipFigures:
     figures: Mapping[str, float]
     """By `cluster.evaluation.figures`' names."""
     failures: Mapping[str, str] = field(default_factory=dict)
-    """One sentence by who failed: reconstruction, judge, aesthetic, second, frames, vbench, or the
-    file itself."""
+    """One sentence by who failed: reconstruction, judge, aesthetic, second, frames, vbench, the
+    file itself, or numbers, where a figure was measured and is none."""
+
+
+def finite(clip: ClipFigures) -> ClipFigures:
+    """A clip without the figures that are no numbers; those are a failure."""
+    strange = {name: value for name, value in clip.figures.items() if not isfinite(value)}
+    if not strange:
+        return clip
+    figures = {name: value for name, value in clip.figures.items() if name not in strange}
+    reason = ", ".join(f"{name} is {value}" for name, value in strange.items())
+    return replace(clip, figures=figures, failures={**clip.failures, "numbers": reason})
 
 
 _Found: TypeAlias = tuple[dict[str, float], dict[str, str]]
@@ -71,7 +82,7 @@ class Measurer:
         for part in here:
             figures |= part[0]
             failures |= part[1]
-        return ClipFigures(prompt.id, prompt.text, seed, figures, failures)
+        return finite(ClipFigures(prompt.id, prompt.text, seed, figures, failures))
 
     def _here(self, video: U8, prompt: Prompt) -> tuple[_Found, ...]:
         return self._second(video, prompt), _moved(video)
@@ -79,7 +90,9 @@ class Measurer:
     def _second(self, video: U8, prompt: Prompt) -> tuple[dict[str, float], dict[str, str]]:
         try:
             found = second_opinion(video, prompt, self.camera)
-        except (NoCameraFound, ReconstructionError, ValueError, np.linalg.LinAlgError) as error:
+        except BROKEN:
+            raise
+        except Exception as error:  # whatever it raises is that clip's failure
             return {}, {"second": str(error)}
         own = ("mvcs", "depth_error", "gold")
         figures = {k if k in own else f"second.{k}": v for k, v in found.figures.items()}
@@ -113,10 +126,13 @@ def _scored(video: U8, scores: SampleScores) -> tuple[dict[str, float], dict[str
 
 
 def _moved(video: U8) -> tuple[dict[str, float], dict[str, str]]:
-    figures = {"sharpness": texture(video)}
+    figures: dict[str, float] = {}
     try:
+        figures["sharpness"] = texture(video)
         found = coherence(video)
-    except ValueError as error:
+    except BROKEN:
+        raise
+    except Exception as error:  # OpenCV's are of a kind of their own
         return figures, {"frames": str(error)}
     return figures | {"warp_error": found.warp_error, "motion": found.motion_share}, {}
 

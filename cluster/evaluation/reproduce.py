@@ -18,8 +18,9 @@ from pathlib import Path
 
 from cluster.config import OVERRIDES, REPOSITORY, ConfigError, RunConfig, flatten_tree, load
 from cluster.evaluation.reproduction import SETTINGS, VARIANTS, Variant
+from cluster.evaluation.request import Request
 from cluster.evaluation.result import Side, from_json
-from cluster.evaluation.run import Request, evaluate
+from cluster.evaluation.run import evaluate
 from cluster.evaluation.sources import Source, find_source
 from cluster.storage import RunFolder
 

@@ -16,20 +16,22 @@ from dataclasses import dataclass, field, replace
 
 from cluster.clips import Clip, write_index
 from cluster.collect import gather_or_cancel
-from cluster.config import ConfigError, RunConfig
+from cluster.config import RunConfig
 from cluster.evaluation.kept_figures import KeptFigures
 from cluster.evaluation.measure import ClipFigures, Measurer
 from cluster.evaluation.page import to_html
+from cluster.evaluation.request import (
+    LETTERS,
+    PlannedSide,
+    Request,
+    notes_on,
+    plan_sides,
+    sampled_pairs,
+    videos_folder,
+)
 from cluster.evaluation.result import Evaluation, Side, to_csv, to_json, to_markdown
 from cluster.evaluation.sampling import rollout_workers, sample, sampled_unlike_trained
-from cluster.evaluation.sources import (
-    Source,
-    UnreadableClip,
-    fixed_pairs,
-    listed,
-    read_video,
-    require_comparable,
-)
+from cluster.evaluation.sources import Source, UnreadableClip, listed, read_video
 from cluster.evaluation.vbench import add_vbench
 from cluster.local import local_rewards
 from cluster.pools import Rewards
@@ -44,86 +46,18 @@ EMBEDDED_NOTE = (
     "Embedded, weight-free scorers stand in for {}: compare figures within this table, not with "
     "published ones."
 )
-SIDES = "ab"
-"""Folders of the sides."""
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What `worldr1 evaluate` is asked for."""
-
-    sources: Sequence[Source]
-    """One, or two to compare."""
-    config: RunConfig
-    """Samples and scores."""
-    prompts: str | None
-    """Prompt set of sampled models, or of a folder without an index."""
-    pairs: int
-    """Pairs that a model is sampled on."""
-    frames: int | None
-    """First frames of each clip that are looked at; all of them by default."""
-    vbench: str | None
-    """Python of an environment that holds the vbench package."""
-    device: str
-    """Of a sampler in this process: "cpu" or "cuda"."""
-    workers: int | None = None
-    """Rollout workers on Ray, and the configuration's reward workers; None: this process, but for
-    learned scorers, of which one worker each starts on Ray."""
-
-
-def check(request: Request, out: RunFolder) -> None:
-    """Whatever is wrong shows before anything is loaded. ConfigError."""
-    clips = []
-    for letter, source in zip(SIDES, request.sources, strict=False):
-        if source.videos is None:
-            pairs = fixed_pairs(request.config, request.prompts, request.pairs)
-            clips.append([Clip.of(prompt, seed) for prompt, seed in pairs])
-            continue
-        clips.append(listed(source.videos, request.prompts))
-        place, own = RunFolder(source.videos).root, _videos(out, letter).root
-        if f"{place}/".startswith(f"{out.root.rstrip('/')}/") and place != own:
-            raise ConfigError(
-                f"{source.videos!r} lies in --out {out.url!r}, which would be written over it; "
-                "choose another --out"
-            )
-    lengths = [_frames(request, *side) for side in zip(request.sources, clips, strict=True)]
-    if len(clips) == 2:
-        require_comparable(clips[0], clips[1], [source.name for source in request.sources])
-        if lengths[0] != lengths[1]:
-            raise ConfigError(
-                f"clips of {lengths[0]} and of {lengths[1]} frames do not compare: errors of "
-                f"cameras are sums over frames; allowed: --frames {min(lengths)} or fewer"
-            )
-
-
-def _frames(request: Request, source: Source, clips: Sequence[Clip]) -> int:
-    """Frames that a side's first clip is measured by."""
-    frames, config = request.frames, request.config
-    if source.videos is None:
-        there = config.rollout.frames
-        if frames is not None and frames > there:
-            raise ConfigError(
-                f"--frames {frames}: {source.title} is sampled with rollout.frames = {there}; "
-                "allowed: as many or fewer"
-            )
-        return frames or there
-    data = RunFolder(source.videos).read_bytes(clips[0].file)
-    try:
-        return len(read_video(data, clips[0], frames, config.camera.amplitudes)[1])
-    except UnreadableClip as error:
-        raise ConfigError(f"{source.videos!r}: {error}") from None
 
 
 def evaluate(request: Request, out: RunFolder, say: Callable[[str], None] = print) -> Evaluation:
     """Sample what has to be sampled, measure every clip, write all files."""
-    check(request, out)
+    planned = plan_sides(request, out)
     out.require_writable()
     if request.workers is not None:
         _require_scorers(request.config.rewards)
     out.remove("evaluation.json")  # what is there is no longer whole
     urls = [
-        source.videos or _sampled(request, source, _videos(out, letter), say)
-        for letter, source in zip(SIDES, request.sources, strict=False)
+        source.videos or _sampled(request, source, videos_folder(out, letter), say)
+        for letter, source in zip(LETTERS, request.sources, strict=False)
     ]
     with (
         scoring_workers(request.config, request.workers is not None) as rewards,
@@ -132,10 +66,11 @@ def evaluate(request: Request, out: RunFolder, say: Callable[[str], None] = prin
         measurer = Measurer(rewards, request.config.camera, request.workers is not None)
         work = _Measuring(request, measurer, runner.run(measurer.scorers()), out, say)
         sides = [
-            runner.run(work.side(source.title, url, letter))
-            for letter, url, source in zip(SIDES, urls, request.sources, strict=False)
+            runner.run(work.side(side, url, letter))
+            for letter, url, side in zip(LETTERS, urls, planned, strict=False)
         ]
-    evaluation = Evaluation(_distinct(sides), work.scorers, _notes(request))
+    notes = [*notes_on(planned), *_notes(request)]
+    evaluation = Evaluation(_distinct(sides), work.scorers, notes)
     write(evaluation, out)
     if request.vbench is not None:  # its failure takes nothing of the above away
         judged = [add_vbench(request.vbench, out, side) for side in evaluation.sides]
@@ -152,15 +87,11 @@ def _require_scorers(rewards: RewardConfig) -> None:
     require_environments(located(rewards))
 
 
-def _videos(out: RunFolder, letter: str) -> RunFolder:
-    return RunFolder(f"{out.url}/videos/{letter}")
-
-
 def _sampled(
     request: Request, source: Source, folder: RunFolder, say: Callable[[str], None]
 ) -> str:
-    """Sample a model on the fixed pairs; the URL of its videos."""
-    pairs = fixed_pairs(request.config, request.prompts, request.pairs)
+    """Sample a model on its pairs; the URL of its videos."""
+    pairs = sampled_pairs(request)
     config = with_adapter(request.config, source.trained)
     with rollout_workers(config, request.workers, request.device) as rollouts:
         asyncio.run(sample(rollouts, config, source, pairs, folder, say))
@@ -215,11 +146,13 @@ class _Measuring:
     say: Callable[[str], None]
     done: int = field(default=0, init=False)
 
-    async def side(self, title: str, url: str, letter: str) -> Side:
+    async def side(self, planned: PlannedSide, url: str, letter: str) -> Side:
         """Measure a folder: as many clips at once as there are workers to reconstruct them."""
-        clips, videos = listed(url, self.request.prompts), _videos(self.out, letter)
+        title = planned.source.title
+        clips, videos = listed(url, self.request.prompts), videos_folder(self.out, letter)
         config = self.request.config
-        what = [self.scorers, config.rewards.model_dump(mode="json"), self.request.frames]
+        lengths = [self.request.frames, planned.frames]
+        what = [self.scorers, config.rewards.model_dump(mode="json"), *lengths]
         kept = KeptFigures(self.out, letter, [*what, config.camera.model_dump(mode="json")])
         places = asyncio.Semaphore(self.measurer.rewards.pools["reconstruction"].size)
         self.done = 0
@@ -231,7 +164,7 @@ class _Measuring:
                     await asyncio.to_thread(videos.write_bytes, clip.file, data)
                 found = kept.read(clip, data)
                 if found is None:
-                    found = await self._measured(clip, data)
+                    found = await self._measured(clip, data, planned.frames)
                     await asyncio.to_thread(kept.write, clip, data, found)
             self.done += 1
             failed = "".join(f"; {who} failed" for who in found.failures)
@@ -242,10 +175,15 @@ class _Measuring:
         write_index(videos, clips)
         return Side(title, figures, [f"videos/{letter}/{clip.file}" for clip in clips])
 
-    async def _measured(self, clip: Clip, data: bytes) -> ClipFigures:
+    async def _measured(self, clip: Clip, data: bytes, frames: int) -> ClipFigures:
         amplitudes = self.request.config.camera.amplitudes
         try:
             prompt, video = read_video(data, clip, self.request.frames, amplitudes)
+            if len(video) != frames:
+                raise UnreadableClip(
+                    f"{clip.file!r} has {len(video)} frames, others have {frames}; errors of "
+                    f"cameras are sums over frames: --frames {min(len(video), frames)} takes both"
+                )
         except UnreadableClip as error:
             return ClipFigures(clip.id, clip.prompt, clip.seed, {}, {"file": str(error)})
         return await self.measurer.measure(video, prompt, clip.seed)

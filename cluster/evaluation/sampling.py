@@ -11,11 +11,12 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from actors.trajectory import WeightsVersion, weights_checksum
-from cluster.clips import Clip, write_index
-from cluster.config import ConfigError, RunConfig, flatten
+from cluster.clips import INDEX, Clip, write_index
+from cluster.config import ConfigError, RunConfig, flatten, resolve_model
 from cluster.evaluation.sources import Source
 from cluster.local import local_rollouts
 from cluster.pools import Published, Rollouts
@@ -52,6 +53,18 @@ def sampler_keys(config: RunConfig) -> dict[str, Any]:
     return {k: v for k, v in leaves.items() if k.startswith(SAMPLER) and k not in ELSEWHERE}
 
 
+def model_files(model: str) -> list[list[str | int]]:
+    """Name, bytes and time of the files of a model in a directory: another model in the same place
+    has other files. Empty for a hub id, and where the directory is on other machines alone."""
+    try:
+        place = Path(resolve_model(model))
+    except ConfigError:
+        return []
+    files = sorted(path for path in place.rglob("*") if path.is_file()) if place.is_dir() else []
+    found = [(str(path.relative_to(place)), path.stat()) for path in files]
+    return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in found]
+
+
 async def sample(
     rollouts: Rollouts,
     config: RunConfig,
@@ -69,11 +82,14 @@ async def sample(
         await rollouts.deliver(published)
     except ValueError as error:
         raise ConfigError(f"{source.title} does not fit: {str(error).splitlines()[0]}") from None
-    clips = [Clip.of(prompt, seed) for prompt, seed in pairs]
-    kept = _Kept(folder, {"weights": published.version.checksum, **sampler_keys(config)})
+    clips = [Clip.of(prompt, seed, config.camera.amplitudes) for prompt, seed in pairs]
+    weights = {"weights": published.version.checksum, "model": model_files(config.policy.model)}
+    kept = _Kept(folder, {**weights, **sampler_keys(config)})
     left = [pair for pair, clip in zip(pairs, clips, strict=True) if not kept.has(clip)]
     done = len(pairs) - len(left)
     say(f"{source.title}: {len(pairs)} (prompt, seed) pairs, {done} of them sampled before")
+    if left:
+        folder.remove(INDEX)  # until all are there, what the folder holds is not whole
     share = rollouts.pool.size * config.rollout.max_batch
     for first in range(0, len(left), share):
         chunk = left[first : first + share]
@@ -81,7 +97,8 @@ async def sample(
         videos = await rollouts.sample(prompts, seeds, published)
         for (prompt, seed), video in zip(chunk, videos, strict=True):
             data = await asyncio.to_thread(encode_mp4, await rollouts.pool.fetch(video))
-            await asyncio.to_thread(kept.write, Clip.of(prompt, seed), data)
+            clip = Clip.of(prompt, seed, config.camera.amplitudes)
+            await asyncio.to_thread(kept.write, clip, data)
         await asyncio.to_thread(kept.note)
         done += len(chunk)
         say(f"{source.title}: {done}/{len(pairs)} sampled")

@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cluster.clips import INDEX, SCORES, Clip, read_clips
+from cluster.clips import INDEX, SCORES, Clip, read_clips, unlike
 from cluster.config import ConfigError, RunConfig, load, with_overrides
 from cluster.storage import RunFolder, absolute_url
 from cluster.video import U8, decode_mp4
@@ -50,10 +50,15 @@ def find_source(name: str, average: bool | None) -> Source:
 
     `average` chooses among a run's weights, as `load_weights` has it.
     """
-    if name == BASE:
-        return Source(name, None, None)
     url = absolute_url(name)
     folder = RunFolder(url)
+    if name == BASE:
+        if folder.exists(INDEX):
+            raise ConfigError(
+                f"{BASE!r} is the untrained policy, and {url!r} a folder of videos; name the "
+                f"folder ./{BASE}, or start elsewhere to sample the policy"
+            )
+        return Source(name, None, None)
     if folder.exists("config.json") or folder.exists(ADAPTER):
         return Source(name, load_weights(url, average), None)
     if not folder.exists(INDEX) and not folder.exists(SCORES) and not folder.find("", "*.mp4"):
@@ -142,7 +147,8 @@ def read_video(
 ) -> tuple[Prompt, U8]:
     """What a clip was asked to show, and its frames uint8 [F, H, W, 3], the first `frames` of them.
 
-    `data` is its file. Raises UnreadableClip.
+    `data` is its file; `amplitudes` are asked where the clip itself names none. Raises
+    UnreadableClip.
     """
     try:
         video = decode_mp4(data)
@@ -151,8 +157,10 @@ def read_video(
     if frames is not None and len(video) < frames:
         raise UnreadableClip(f"{clip.file!r} has {len(video)} frames; --frames asks for {frames}")
     try:
-        prompt = clip.as_prompt()
-        return (prompt, video) if frames is None else excerpt(prompt, video, frames, amplitudes)
+        prompt, asked = clip.as_prompt(), clip.amplitudes or amplitudes
+        if frames is None and asked == amplitudes:
+            return prompt, video
+        return excerpt(prompt, video, frames or len(video), asked)
     except ValueError as error:
         raise UnreadableClip(f"{clip.file!r}: {error}") from None
 
@@ -166,8 +174,8 @@ def require_comparable(first: Sequence[Clip], second: Sequence[Clip], names: Seq
             f"{names[0]!r} and {names[1]!r} share no prompt and seed; generate both from the same"
         )
     for mine, other in common:
-        if mine.prompt != other.prompt or mine.c2w != other.c2w:
-            what = "text" if mine.prompt != other.prompt else "camera path"
+        what = unlike(mine, other)
+        if what:
             raise ConfigError(
                 f"prompt {mine.id!r} is another {what} in {names[0]!r} than in {names[1]!r}; "
                 "generate both from the same prompts"

@@ -7,6 +7,7 @@ import subprocess
 import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
+from math import isfinite
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -28,8 +29,9 @@ def add_vbench(python: str, out: RunFolder, side: Side) -> Side:
     with tempfile.TemporaryDirectory(prefix="wr1-vbench-") as temporary:
         videos, results = Path(temporary, "videos"), Path(temporary, "results")
         videos.mkdir()
-        for file in side.videos:
-            (videos / PurePath(file).name).write_bytes(out.read_bytes(file))
+        for clip, file in zip(side.clips, side.videos, strict=True):
+            if "file" not in clip.failures:  # one that cannot be decoded would cost all the others
+                (videos / PurePath(file).name).write_bytes(out.read_bytes(file))
         driver = Path(__file__).with_name("vbench_driver.py")
         try:
             run = subprocess.run(
@@ -72,6 +74,8 @@ def by_video(results: Mapping[str, Any]) -> dict[str, dict[str, float]]:
         _, rows = results[dimension]
         for row in rows:
             value = float(row["video_results"])
+            if not isfinite(value):  # JSON as Python reads it has NaN; `with_vbench` counts it
+                continue
             percent = value if dimension == "imaging_quality" else 100 * value
             name = PurePath(row["video_path"]).name
             figures.setdefault(name, {})[f"{VBENCH}{dimension}"] = percent

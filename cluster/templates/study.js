@@ -124,6 +124,11 @@
     link.href = URL.createObjectURL(new Blob([text], { type: "application/json" }));
     link.download = `answers-${study}-${participant}.json`;
     link.click();
+    element("next-person").hidden = false;
+  }
+  function forget() {
+    try { localStorage.removeItem(place); } catch { /* see restore */ }
+    location.reload();
   }
   function key(event) {
     if (element("pair").hidden) return;
@@ -142,6 +147,7 @@
   element("next").onclick = () => go(1);
   element("back").onclick = () => go(-1);
   element("save").onclick = save;
+  element("another").onclick = forget;
   document.addEventListener("keydown", key);
   show();
 })();

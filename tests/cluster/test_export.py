@@ -18,7 +18,8 @@ from actors.policy import Policy
 from actors.sde import ode_step, sigma_schedule
 from cluster.cli import main
 from cluster.config import REPOSITORY, ConfigError, RunConfig, resolve_model
-from cluster.export import data_hash
+from cluster.export import data_hash, is_hub_id
+from cluster.storage import RunFolder
 from cluster.weights import TrainedWeights, load_weights
 from learner.export import comfy_weights
 from prompts.schema import Prompt
@@ -148,11 +149,53 @@ def test_card_says_what_it_is_and_what_was_measured(run: RunConfig, exported: Pa
     assert "pipeline/" in card
 
 
+def test_an_export_to_an_object_store_is_read_back_from_there(run: RunConfig) -> None:
+    to = "memory://exports/mine"
+    assert main(["export", run.run, "--to", to]) == 0
+    assert sorted(RunFolder(to).sizes("")) == [
+        "README.md", "comfyui_lora.safetensors", "pytorch_lora_weights.safetensors",
+        "training.json",
+    ]  # fmt: skip
+    here, there = load_weights(run.run), load_weights(to)
+    assert (here.step, here.average) == (there.step, there.average)
+    for name, array in here.weights.items():
+        np.testing.assert_array_equal(there.weights[name], array)
+    assert main(["export", run.run, "--to", to, "--weights", "raw"]) == 0
+    assert not load_weights(to).average
+
+
+def test_a_merge_that_fails_leaves_the_export_that_was_there(
+    run: RunConfig, exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The base model is gone from this machine."""
+    to, moved, empty = tmp_path / "export", tmp_path / "run", tmp_path / "model"
+    shutil.copytree(exported, to)
+    shutil.copytree(run.run, moved)
+    empty.mkdir()
+    config = json.loads((moved / "config.json").read_text())
+    config["policy"]["model"] = str(empty)
+    (moved / "config.json").write_text(json.dumps(config))
+    before = {path: path.read_bytes() for path in to.rglob("*") if path.is_file()}
+    assert main(["export", str(moved), "--to", str(to), "--merged"]) == 2
+    error = capsys.readouterr().err
+    assert f"--merged needs the model '{empty}' here" in error
+    assert len(error.splitlines()) == 1
+    assert {path: path.read_bytes() for path in to.rglob("*") if path.is_file()} == before
+
+
+def test_the_card_names_a_hub_model_alone() -> None:
+    assert is_hub_id("Wan-AI/Wan2.1-T2V-1.3B-Diffusers")
+    for directory in ("toyworld/model", "/mnt/models/wan", "models/wan/1.3B"):
+        assert not is_hub_id(directory)
+
+
 def test_what_cannot_be_exported_is_one_sentence(
     run: RunConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken/thesis.tex").write_text("x")
+    (tmp_path / "trainer").mkdir()
+    (tmp_path / "trainer/pytorch_lora_weights.safetensors").write_bytes(b"mine")
     damaged = tmp_path / "damaged"
     shutil.copytree(run.run, damaged)
     for file in damaged.glob("checkpoints/*/learner/*.distcp"):
@@ -160,6 +203,7 @@ def test_what_cannot_be_exported_is_one_sentence(
     for source, to, words in (
         (str(tmp_path / "nothing"), "new", "holds no trained weights"),
         (run.run, "taken", "holds other files"),
+        (run.run, "trainer", "holds other files"),  # diffusers' trainers name theirs alike
         (str(damaged), "new", "has no whole checkpoint"),
     ):
         assert main(["export", source, "--to", str(tmp_path / to)]) == 2

@@ -114,7 +114,7 @@ def test_what_cannot_be_generated_is_one_sentence(
 
 
 def test_folder_of_videos_is_read_or_refused(tmp_path: Path) -> None:
-    clip = Clip.of(Prompt.from_text("a.b", "A box."), 3)
+    clip = Clip.of(Prompt.from_text("a.b", "A box."), 3, None)
     assert clip.file == "a.b_3.mp4"
     (tmp_path / "videos.jsonl").write_text(clip.model_dump_json(exclude_none=True))
     with pytest.raises(ConfigError, match=r"lacks 1 of its videos \(first: a\.b_3\.mp4\)"):

@@ -85,6 +85,9 @@ def take_part(browser: Browser, folder: Path, to: Path) -> list[str]:
     with page.expect_download() as download:
         page.click("#save")
     download.value.save_as(to)
+    page.click("#another")  # the next person at the same computer is not this one
+    page.wait_for_selector("#welcome:not([hidden])")
+    assert page.evaluate("Object.keys(localStorage).length") == 0
     assert faults == []
     context.close()
     return sides
