@@ -21,6 +21,7 @@ from actors.wan import decode_clips, load_vae
 from cluster.clips import Clip, write_index
 from cluster.storage import RunFolder
 from cluster.video import encode_mp4
+from prompts.config import Amplitudes
 from prompts.dataset import load_prompts
 from prompts.schema import Prompt
 from toyworld.scenes import Scene, random_scene, render_clip
@@ -72,7 +73,7 @@ def main() -> int:
     videos = np.stack([render_clip(scene_of(p.text, seed), p.motions).video for p, seed in pairs])
     folder, clips = RunFolder(options.out), []
     for (prompt, seed), video in zip(pairs, through_vae(videos), strict=True):
-        clip = Clip.of(prompt, seed)
+        clip = Clip.of(prompt, seed, Amplitudes())
         folder.write_bytes(clip.file, encode_mp4(video))
         clips.append(clip)
     write_index(folder, clips)

@@ -21,7 +21,7 @@ from typing import Any, Literal, TypeVar
 from fsspec.core import url_to_fs
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from cluster.config import decides_results, flatten_tree
+from cluster.config import RunConfig, decides_results, fingerprint, flatten_tree
 from cluster.ledger import LedgerHead
 from cluster.patience import again
 from cluster.storage import make_folder
@@ -324,8 +324,10 @@ class CheckpointStore:
 
 def _require_same(checkpoint: Checkpoint, config: Mapping[str, Any]) -> None:
     wanted = json.loads(json.dumps(config))
-    # One that was written when more was fixed tells of keys that are free now.
-    stored = {name: value for name, value in checkpoint.config.items() if decides_results(name)}
+    # One that was written when more was fixed tells of keys that are free now, and one that was
+    # written before a key came had its default.
+    written = {name: value for name, value in checkpoint.config.items() if decides_results(name)}
+    stored = {k: v for k, v in fingerprint(RunConfig()).items() if k in wanted} | written
     differing = [
         f"{name} ({stored.get(name, 'unset')!r} in the checkpoint, "
         f"{wanted.get(name, 'unset')!r} now)"

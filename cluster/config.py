@@ -69,6 +69,8 @@ _FREE_TO_CHANGE = (
     "learner.activation_checkpointing",
     "learner.replicate_frozen",
     "rewards.aesthetic.batch",
+    # What a person turns down when a run diverges.
+    "learner.learning_rate",
     # How long a scorer may take, how often it is asked, and where its server is.
     "learner.timeout_s",
     "rewards.timeout_s",
@@ -242,8 +244,8 @@ def fingerprint(config: RunConfig) -> dict[str, Any]:
     """The leaves that a resumed run may not change: everything that decides what is computed.
 
     Where the run is stored, its length, checkpointing, evaluation, metrics, supervision, number,
-    size and environment of workers, and what fits a computation into memory and time (batches,
-    time limits) may differ between the first start and a resume.
+    size and environment of workers, what fits a computation into memory and time (sizes of passes,
+    time limits), and the learning rate may differ between the first start and a resume.
     """
     return {key: value for key, value in flatten(config).items() if decides_results(key)}
 

@@ -70,8 +70,8 @@ class DivergedError(RunStopped):
     """Several updates in a row were not finite."""
 
     advice = (
-        "start again from the newest checkpoint in another folder, with a smaller "
-        "learner.learning_rate; the steps before it are whole"
+        "start again with a smaller learner.learning_rate: the run goes on from its newest "
+        "checkpoint, or from an earlier one where you remove the newest"
     )
 
 
@@ -274,8 +274,7 @@ class Trainer:
         if bad >= MAX_BAD_UPDATES:
             raise DivergedError(
                 f"{bad} updates in a row had a loss or gradient that is not finite; the last one "
-                f"was step {state.step} ({report.skip_reason}); resume from the newest checkpoint "
-                "with a smaller learner.learning_rate"
+                f"was step {state.step} ({report.skip_reason})"
             )
         return state.model_copy(
             update={

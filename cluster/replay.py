@@ -95,15 +95,33 @@ async def replay(
     for step in steps:
         groups, done = read_step_groups(folder, step), read_step(folder, step)
         if isinstance(calls, Rollouts):
-            again = await _rollout(folder, done, groups, calls)
+            again = await _rollout(folder, done, _with_videos(groups, step, say), calls)
         elif isinstance(calls, Rewards):
-            again = await _rewards(config, done, groups, calls)
+            again = await _rewards(config, done, _with_videos(groups, step, say), calls)
         else:
             again = await _learner(folder, done, groups, calls)
         found.append(again)
         outcome = "identical bits" if again.identical else "differs"
         say(f"replay  step {step:>4} {stage}: {again.summary}: {outcome}")
     return found
+
+
+def _with_videos(
+    groups: Sequence[StoredGroup], step: int, say: Callable[[str], None]
+) -> list[StoredGroup]:
+    """Groups that this start rolled out. Of those that it took over from an earlier one
+    (`checkpoint.keep_inflight`) neither videos nor weights were there to be recorded. ConfigError
+    where there are no others."""
+    whole = [stored for stored in groups if stored.videos]
+    if not whole:
+        raise ConfigError(
+            f"step {step} was trained on groups of an earlier start alone, of which no videos are "
+            "recorded; allowed: --stage learner, or another --step"
+        )
+    if len(whole) < len(groups):
+        lost = len(groups) - len(whole)
+        say(f"replay  step {step:>4}: {lost} groups of an earlier start left out")
+    return whole
 
 
 def to_rows(found: Sequence[Replayed]) -> list[dict[str, Any]]:

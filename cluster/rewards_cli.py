@@ -144,7 +144,11 @@ def _other_workers(config: RunConfig) -> list[Any]:
     from rewards.aesthetic_worker import AestheticWorker
     from rewards.judge_worker import JudgeWorker
 
-    return [JudgeWorker(config.rewards), AestheticWorker(config.rewards)]
+    device = "cuda" if config.rewards.aesthetic.gpus else "cpu"
+    try:
+        return [JudgeWorker(config.rewards), AestheticWorker(config.rewards, device)]
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
 
 
 def _read_video(file: Path) -> NDArray[np.uint8]:

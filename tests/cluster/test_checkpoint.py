@@ -159,6 +159,14 @@ def test_another_configuration_is_refused_by_field_name(run_url: str) -> None:
     assert "seed" not in str(error.value)
 
 
+def test_a_key_that_came_later_had_its_default(run_url: str) -> None:
+    store = CheckpointStore(run_url)
+    _save(store, 1)
+    assert store.newest_valid({**CONFIG, "max_staleness": 0}).checkpoint is not None
+    with pytest.raises(IncompatibleCheckpoint, match=r"max_staleness \(0 in the checkpoint, 1 now"):
+        store.newest_valid({**CONFIG, "max_staleness": 1})
+
+
 def test_keys_that_have_become_free_refuse_no_older_checkpoint(run_url: str) -> None:
     store = CheckpointStore(run_url)
     _save(store, 1, {**CONFIG, "learner": {"micro_batch": 16}})

@@ -101,9 +101,11 @@ def test_fingerprint_leaves_out_what_a_resume_may_change() -> None:
     assert fingerprint(moved) == fingerprint(config)
     mended = ["rollout.max_batch=4", "learner.micro_batch=2", "rewards.timeout_s=99"]
     assert fingerprint(load("toy", mended)) == fingerprint(config)  # after an out of memory
-    changed = load("toy", ["learner.learning_rate=0.5", "rollout.group_size=4"])
+    slower = load("toy", ["learner.learning_rate=0.0"])
+    assert fingerprint(slower) == fingerprint(config)  # after it diverged
+    changed = load("toy", ["learner.clip_range=0.5", "rollout.group_size=4"])
     differing = {k for k, v in fingerprint(changed).items() if fingerprint(config)[k] != v}
-    assert differing == {"learner.learning_rate", "rollout.group_size"}
+    assert differing == {"learner.clip_range", "rollout.group_size"}
 
 
 def test_one_process_changes_counts_alone() -> None:

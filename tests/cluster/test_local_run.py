@@ -108,8 +108,8 @@ def test_run_killed_before_its_last_evaluation_makes_up_for_it(smallest: Build) 
 @pytest.mark.slow
 def test_another_configuration_is_refused_with_the_differing_keys(smallest: Build) -> None:
     run(smallest("steps=1"))
-    with pytest.raises(ConfigError, match=r"learner\.learning_rate"):
-        run(smallest("learner.learning_rate=0.25"))
+    with pytest.raises(ConfigError, match=r"learner\.clip_range"):
+        run(smallest("learner.clip_range=0.25"))
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ Not covered: replay on Ray, whose pools are the same code as a run's (test_ray_r
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,33 @@ def test_a_changed_noise_level_draws_other_samples(recorded: RunConfig) -> None:
     (row,) = again(recorded, "rollout", "--step", "2", "rollout.noise_level=0.3")
     assert not row["identical"]
     assert all(sample["states"] > 1e-3 for sample in row["samples"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["rollout", "rewards"])
+def test_groups_of_an_earlier_start_are_left_out_and_said(
+    recorded: RunConfig, stage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As `checkpoint.keep_inflight` records them: trajectories and scores, without videos."""
+    run = tmp_path / "run"
+    shutil.copytree(recorded.run, run)
+    moved = recorded.model_copy(update={"run": str(run)})
+    (run / "config.json").write_text(moved.model_dump_json())
+    videos = sorted((run / "record/step_000002").rglob("*_video.safetensors"))
+    groups = sorted({file.name[: len("group_00000000")] for file in videos})
+    assert len(groups) == 2
+    for file in videos:
+        if file.name.startswith(groups[0]):
+            file.unlink()
+    (row,) = again(moved, stage, "--step", "2")
+    assert "1 groups of an earlier start left out" in capsys.readouterr().out
+    assert row["identical"]
+    assert len(row["samples"]) == 2
+    assert len(again(moved, "learner", "--step", "2")[0]["samples"]) == 1
+    for file in (run / "record/step_000002").rglob("*_video.safetensors"):
+        file.unlink()
+    assert main(["replay", str(run), "--stage", stage, "--step", "2", "--local"]) == 2
+    assert "groups of an earlier start alone" in capsys.readouterr().err
 
 
 def test_what_is_not_there_is_one_sentence(

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers.models.transformers.transformer_wan import WanTransformerBlock
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from actors.config import LoraConfig, PolicyConfig
 from actors.sde import log_prob
@@ -31,6 +33,24 @@ def test_rollout_density_is_the_learners(new_rank: NewRank, trajectories: Trajec
     assert len(proof.log_ratio_by_step) == len(proof.residual_by_step) == ROLLOUT.window_size
     assert max(proof.log_ratio_by_step) == proof.log_ratio_max
     assert max(proof.residual_by_step) == proof.residual_max
+
+
+def test_the_batches_that_train_are_proven_too(
+    new_rank: NewRank, trajectories: Trajectories
+) -> None:
+    """One state alone and `micro_batch` of them, with guidance two branches of each."""
+    rank, seen = new_rank(), set[int]()
+
+    def look(module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        if isinstance(module, WanTransformerBlock):
+            seen.add(len(args[0]))
+
+    hook = register_module_forward_pre_hook(look)
+    try:
+        rank.prove(trajectories[0])
+    finally:
+        hook.remove()
+    assert seen == {2, 2 * LEARNER.micro_batch}
 
 
 def test_other_weights_are_held_for_a_proof_and_put_back(
