@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Sequence
 
@@ -17,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from cluster.config import ConfigError
 from cluster.storage import RunFolder, stored_config
 from prompts.config import Amplitudes
+from prompts.motions import detect_segments
 from prompts.schema import Poses, Prompt, PromptId
 
 INDEX, SCORES = "videos.jsonl", "scores.json"
@@ -64,10 +66,12 @@ def unlike(first: Clip, second: Clip) -> str:
     """What two clips of one prompt id were asked that is not the same; "" where all is."""
     if first.prompt != second.prompt:
         return "text"
-    known = first.amplitudes is not None and second.amplitudes is not None
-    moves = first.c2w is None and second.c2w is None and bool(first.as_prompt().motions)
-    if first.c2w != second.c2w or (known and moves and first.amplitudes != second.amplitudes):
+    if first.c2w != second.c2w:
         return "camera path"
+    known = first.amplitudes is not None and second.amplitudes is not None
+    named = first.c2w is None and bool(detect_segments(first.prompt))
+    if known and named and first.amplitudes != second.amplitudes:
+        return "extent of the camera's motion (camera.amplitudes)"
     return ""
 
 
@@ -110,7 +114,9 @@ def _evaluated(folder: RunFolder) -> list[Clip]:
         )
     rows = json.loads(folder.read_text(SCORES))
     run = RunFolder(folder.url.rstrip("/").rsplit("/", 2)[0])
-    asked = stored_config(run).camera.amplitudes if run.exists("config.json") else None
+    asked = None
+    with contextlib.suppress(ConfigError):  # of another version, or no run's folder
+        asked = stored_config(run).camera.amplitudes
     return [
         Clip(
             file=f"{row['prompt_id']}_{row['seed']}.mp4",

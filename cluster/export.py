@@ -78,7 +78,7 @@ def _write(trained: TrainedWeights, place: Path, merged: bool) -> None:
             save_merged(model, dtype, trained.weights, lora, place / PIPELINE)
         except (OSError, ValueError, KeyError) as error:
             reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise ConfigError(f"--merged needs the model {model!r} here: {reason}") from None
+            raise ConfigError(f"--merged: {model!r} cannot be read or written: {reason}") from None
     data = {split: data_hash(config.prompts.sources[split]) for split in ("train", "dynamic")}
     training = {
         "step": trained.step,
@@ -187,7 +187,10 @@ def _measured(trained: TrainedWeights) -> tuple[Sequence[Gain], int]:
 
 def _require_free(folder: RunFolder) -> None:
     """ConfigError unless the folder is new, empty, or an earlier export."""
-    folder.require_writable()
+    try:
+        folder.require_writable()
+    except ConfigError as error:
+        raise ConfigError(str(error).replace("run =", "--to", 1)) from None
     names = {name.partition("/")[0] for name in folder.sizes("")}
     others = {name for name in names if not name.startswith(PARTIAL)}  # left by one that was killed
     if others and not others & {TRAINING, COMFY}:

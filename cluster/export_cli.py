@@ -14,7 +14,7 @@ def add_export_command(commands: Any) -> None:
         "export", help="write a run's LoRA for diffusers and ComfyUI, with a model card"
     )
     parser.add_argument("run", metavar="RUN", help="directory or fsspec URL of the run")
-    parser.add_argument("--to", required=True, metavar="DIR", help="directory or fsspec URL")
+    parser.add_argument("--to", required=True, metavar="DIR", help="directory, or URL by $TMPDIR")
     parser.add_argument(
         "--weights",
         choices=("ema", "raw"),

@@ -94,34 +94,30 @@ async def replay(
     folder, found = RunFolder(config.run), []
     for step in steps:
         groups, done = read_step_groups(folder, step), read_step(folder, step)
-        if isinstance(calls, Rollouts):
-            again = await _rollout(folder, done, _with_videos(groups, step, say), calls)
-        elif isinstance(calls, Rewards):
-            again = await _rewards(config, done, _with_videos(groups, step, say), calls)
-        else:
+        if not isinstance(calls, Rollouts | Rewards):
             again = await _learner(folder, done, groups, calls)
+        else:
+            # Of groups that this start took over from an earlier one (`checkpoint.keep_inflight`)
+            # neither videos nor weights were there to be recorded.
+            whole = [stored for stored in groups if stored.videos]
+            if len(whole) < len(groups):
+                lost = f"{len(groups) - len(whole)} of {len(groups)} groups"
+                say(f"replay  step {step:>4}: {lost} of an earlier start left out")
+            if not whole:
+                continue
+            if isinstance(calls, Rollouts):
+                again = await _rollout(folder, done, whole, calls)
+            else:
+                again = await _rewards(config, done, whole, calls)
         found.append(again)
         outcome = "identical bits" if again.identical else "differs"
         say(f"replay  step {step:>4} {stage}: {again.summary}: {outcome}")
-    return found
-
-
-def _with_videos(
-    groups: Sequence[StoredGroup], step: int, say: Callable[[str], None]
-) -> list[StoredGroup]:
-    """Groups that this start rolled out. Of those that it took over from an earlier one
-    (`checkpoint.keep_inflight`) neither videos nor weights were there to be recorded. ConfigError
-    where there are no others."""
-    whole = [stored for stored in groups if stored.videos]
-    if not whole:
+    if not found:
         raise ConfigError(
-            f"step {step} was trained on groups of an earlier start alone, of which no videos are "
-            "recorded; allowed: --stage learner, or another --step"
+            f"no recorded step has groups whose videos are recorded, which --stage {stage} needs; "
+            "allowed: --stage learner"
         )
-    if len(whole) < len(groups):
-        lost = len(groups) - len(whole)
-        say(f"replay  step {step:>4}: {lost} groups of an earlier start left out")
-    return whole
+    return found
 
 
 def to_rows(found: Sequence[Replayed]) -> list[dict[str, Any]]:

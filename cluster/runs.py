@@ -28,6 +28,7 @@ from cluster.storage import (
     absolute_url,
     has_evaluation,
     missing_evaluations,
+    stored_config,
 )
 from cluster.trackers import open_tracker, require_tracker
 from cluster.versions import Lineages
@@ -103,6 +104,8 @@ def _train(
         say(f"run {config.run} has all of its {config.steps} steps")
         show_result(folder, state.step, say)
         return state
+    if state.step > 0:
+        _say_changed_rate(folder, config, say)
     folder.write_text("config.json", to_json(config))
     say(
         f"run {config.run}: {config.steps} steps of {config.rollout.groups_per_step} groups x "
@@ -190,6 +193,14 @@ def start_or_resume(
     say(f"resuming {config.run} from its checkpoint of step {found.checkpoint.step}")
     state = found.checkpoint.state
     return state.model_copy(update={"lineages": state.lineages.branch(lineage, state.step)})
+
+
+def _say_changed_rate(folder: RunFolder, config: RunConfig, say: Callable[[str], None]) -> None:
+    """The one key that decides results and may differ on resume is changed by nobody unawares."""
+    with contextlib.suppress(ConfigError):
+        before, now = stored_config(folder).learner.learning_rate, config.learner.learning_rate
+        if before != now:
+            say(f"learner.learning_rate was {before:g} until this start and is {now:g} from now on")
 
 
 def show_result(folder: RunFolder, step: int, say: Callable[[str], None]) -> None:

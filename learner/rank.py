@@ -187,14 +187,14 @@ class LearnerRank:
         for trajectory in trajectories:
             check_metadata(trajectory, self._policy_config, self._rollout, checksum)
         elements = proof_elements(trajectories[0].states[0].numel(), self._seed).to(self._device)
+        samples = self._rollout.groups_per_step * self._rollout.group_size
+        share = -(-samples // (self._config.updates_per_batch * self._world_size))
+        sizes = sorted({1, min(self._config.micro_batch, share)})
         log_ratios, gaps = [], []
         for trajectory in trajectories:
             for w in range(len(trajectory.means)):
                 # Kernels of low precision round by the shape that they are given.
-                found = [
-                    self._compared(trajectory, w, size, elements)
-                    for size in sorted({1, self._config.micro_batch})
-                ]
+                found = [self._compared(trajectory, w, size, elements) for size in sizes]
                 worst = torch.tensor(found, dtype=torch.float64).amax(dim=0)  # NaN stays NaN
                 log_ratios.append(float(worst[0]))
                 gaps.append(float(worst[1]))

@@ -37,7 +37,8 @@ class ClipFigures:
     """By `cluster.evaluation.figures`' names."""
     failures: Mapping[str, str] = field(default_factory=dict)
     """One sentence by who failed: reconstruction, judge, aesthetic, second, frames, vbench, the
-    file itself, or numbers, where a figure was measured and is none."""
+    file itself, its length where that is another than the side's, or numbers, where a figure was
+    measured and is none."""
 
 
 def finite(clip: ClipFigures) -> ClipFigures:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cluster.clips import Clip
+from cluster.clips import INDEX, Clip
 from cluster.config import ConfigError, RunConfig
 from cluster.evaluation.sources import (
     Source,
@@ -74,6 +74,11 @@ def sampled_pairs(request: Request) -> list[tuple[Prompt, int]]:
     folders = [source.videos for source in request.sources if source.videos is not None]
     if not folders:
         return fixed_pairs(request.config, request.prompts, request.pairs or PAIRS)
+    if request.prompts is not None and RunFolder(folders[0]).exists(INDEX):
+        raise ConfigError(
+            f"--prompts {request.prompts!r}: {folders[0]!r} says itself what its videos show, and "
+            "the model beside it is sampled on the same; leave it out"
+        )
     clips = listed(folders[0], request.prompts)[: request.pairs]
     try:
         return [(clip.as_prompt(), clip.seed) for clip in clips]

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 
 from cluster.clips import Clip, write_index
 from cluster.collect import gather_or_cancel
-from cluster.config import RunConfig
+from cluster.config import ConfigError, RunConfig
 from cluster.evaluation.kept_figures import KeptFigures
 from cluster.evaluation.measure import ClipFigures, Measurer
 from cluster.evaluation.page import to_html
@@ -172,6 +172,12 @@ class _Measuring:
             return found
 
         figures = await gather_or_cancel([one(clip) for clip in clips])
+        others = sum("length" in found.failures for found in figures)
+        if 2 * others > len(figures):
+            raise ConfigError(
+                f"{others} of {len(figures)} clips of {url!r} have not the {planned.frames} frames "
+                "of its first; allowed: --frames N, of which all have as many"
+            )
         write_index(videos, clips)
         return Side(title, figures, [f"videos/{letter}/{clip.file}" for clip in clips])
 
@@ -179,13 +185,11 @@ class _Measuring:
         amplitudes = self.request.config.camera.amplitudes
         try:
             prompt, video = read_video(data, clip, self.request.frames, amplitudes)
-            if len(video) != frames:
-                raise UnreadableClip(
-                    f"{clip.file!r} has {len(video)} frames, others have {frames}; errors of "
-                    f"cameras are sums over frames: --frames {min(len(video), frames)} takes both"
-                )
         except UnreadableClip as error:
             return ClipFigures(clip.id, clip.prompt, clip.seed, {}, {"file": str(error)})
+        if len(video) != frames:
+            reason = f"{len(video)} frames, not {frames}: errors of cameras are sums over frames"
+            return ClipFigures(clip.id, clip.prompt, clip.seed, {}, {"length": reason})
         return await self.measurer.measure(video, prompt, clip.seed)
 
 

@@ -25,6 +25,8 @@ from cluster.video import encode_mp4
 from prompts.schema import Prompt
 
 IDENTITY = "sampling.json"
+MODEL_END = 1 << 20
+"""Bytes of each end of a model's file that tell it from another."""
 SAMPLER = ("policy.", "rollout.shift", "rollout.eval_sampling_steps", "rollout.frames",
            "rollout.height", "rollout.width", "camera.")  # fmt: skip
 ELSEWHERE = ("policy.text_encoder", "policy.cached_prompts")
@@ -53,16 +55,25 @@ def sampler_keys(config: RunConfig) -> dict[str, Any]:
     return {k: v for k, v in leaves.items() if k.startswith(SAMPLER) and k not in ELSEWHERE}
 
 
-def model_files(model: str) -> list[list[str | int]]:
-    """Name, bytes and time of the files of a model in a directory: another model in the same place
-    has other files. Empty for a hub id, and where the directory is on other machines alone."""
+def model_digest(model: str) -> str:
+    """Of the files of a model in a directory: another model in the same place has another. By name,
+    size and both ends of each, since a whole one is tens of gigabytes. Empty for a hub id, and
+    where the directory is on other machines alone."""
     try:
         place = Path(resolve_model(model))
     except ConfigError:
-        return []
-    files = sorted(path for path in place.rglob("*") if path.is_file()) if place.is_dir() else []
-    found = [(str(path.relative_to(place)), path.stat()) for path in files]
-    return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in found]
+        return ""
+    if not place.is_dir():
+        return ""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in place.rglob("*") if path.is_file()):
+        size = path.stat().st_size
+        digest.update(f"{path.relative_to(place)} {size}\n".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(MODEL_END))
+            file.seek(max(size - MODEL_END, 0))
+            digest.update(file.read(MODEL_END))
+    return digest.hexdigest()
 
 
 async def sample(
@@ -83,8 +94,8 @@ async def sample(
     except ValueError as error:
         raise ConfigError(f"{source.title} does not fit: {str(error).splitlines()[0]}") from None
     clips = [Clip.of(prompt, seed, config.camera.amplitudes) for prompt, seed in pairs]
-    weights = {"weights": published.version.checksum, "model": model_files(config.policy.model)}
-    kept = _Kept(folder, {**weights, **sampler_keys(config)})
+    sampler = {"weights": published.version.checksum, **sampler_keys(config)}
+    kept = _Kept(folder, sampler, await asyncio.to_thread(model_digest, config.policy.model))
     left = [pair for pair, clip in zip(pairs, clips, strict=True) if not kept.has(clip)]
     done = len(pairs) - len(left)
     say(f"{source.title}: {len(pairs)} (prompt, seed) pairs, {done} of them sampled before")
@@ -108,12 +119,12 @@ async def sample(
 class _Kept:
     """Samples in a folder, each known by what it shows and by its bytes."""
 
-    def __init__(self, folder: RunFolder, sampler: Mapping[str, Any]) -> None:
-        self._folder, self._sampler = folder, dict(sampler)
+    def __init__(self, folder: RunFolder, sampler: Mapping[str, Any], model: str) -> None:
+        self._folder, self._sampler, self._model = folder, dict(sampler), model
         self._files: dict[str, str] = {}
         with contextlib.suppress(ValueError, KeyError, FileNotFoundError):
             held = json.loads(folder.read_text(IDENTITY))
-            if held["sampler"] == self._sampler:
+            if held["sampler"] == self._sampler and held.get("model", model) == model:
                 self._files = held["files"]
 
     def has(self, clip: Clip) -> bool:
@@ -129,12 +140,13 @@ class _Kept:
 
     def note(self) -> None:
         """Let a later start know of the samples."""
-        tree = {"sampler": self._sampler, "files": self._files}
+        tree = {"sampler": self._sampler, "model": self._model, "files": self._files}
         self._folder.write_text(IDENTITY, json.dumps(tree, indent=1))
 
 
 def _digest(clip: Clip, data: bytes) -> str:
-    return hashlib.sha256(clip.model_dump_json().encode() + data).hexdigest()
+    shown = clip.model_dump_json(exclude={"amplitudes"})  # the sampler's keys have them
+    return hashlib.sha256(shown.encode() + data).hexdigest()
 
 
 async def _published(rollouts: Rollouts, source: Source) -> Published:

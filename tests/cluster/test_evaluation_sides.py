@@ -15,7 +15,7 @@ from cluster.clips import Clip, read_clips, unlike, write_index
 from cluster.config import ConfigError, RunConfig, load
 from cluster.evaluation.measure import ClipFigures, finite
 from cluster.evaluation.request import Request, notes_on, plan_sides, sampled_pairs
-from cluster.evaluation.sampling import model_files
+from cluster.evaluation.sampling import model_digest
 from cluster.evaluation.sources import Source, find_source, read_video
 from cluster.evaluation.vbench import by_video
 from cluster.evaluation.vbench_driver import DIMENSIONS
@@ -108,8 +108,9 @@ def test_a_clip_is_held_to_the_motion_that_it_was_asked_for() -> None:
     assert wanted is not None
     np.testing.assert_allclose(path.c2w, wanted.c2w, atol=1e-12)
     usual = Clip.of(prompt, 0, Amplitudes())
-    assert unlike(clip, usual) == "camera path"
+    assert unlike(clip, usual).startswith("extent of the camera's motion")
     assert unlike(clip, Clip.of(prompt, 0, None)) == ""
+    assert unlike(clip, clip.model_copy(update={"c2w": ((),)})) == "camera path"
     still = Prompt.from_text("p", TEXTS[2])
     assert unlike(Clip.of(still, 0, WIDE), Clip.of(still, 0, Amplitudes())) == ""
 
@@ -176,13 +177,24 @@ def test_odd_clips_are_counted_failures_and_the_others_are_measured(tmp_path: Pa
     assert main(["evaluate", folder.url, "--out", str(tmp_path / "out")]) == 0
     (side,) = json.loads((tmp_path / "out/evaluation.json").read_text())["sides"]
     found = {clip["prompt_id"]: clip for clip in side["clips"]}
-    assert {name for name, clip in found.items() if "file" in clip["failures"]} == {
-        "sound", "one", "long",
-    }  # fmt: skip
-    assert "has 18 frames, others have 9" in found["long"]["failures"]["file"]
+    failed = {name: set(clip["failures"]) for name, clip in found.items()}
+    assert (failed["sound"], failed["one"], failed["long"]) == ({"file"}, {"length"}, {"length"})
+    assert found["long"]["failures"]["length"].startswith("18 frames, not 9")
     assert found["whole"]["figures"]["psnr"] > 20
     assert found["whole"]["failures"] == {}
     assert {"reconstruction", "second"} <= found["tiny"]["failures"].keys()
+
+
+def test_a_first_clip_of_another_length_than_most_ends_the_evaluation(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = folder_of(tmp_path / "mixed")
+    first = read_clips(url)[0].file
+    RunFolder(url).write_bytes(first, encode_mp4(np.zeros((5, 64, 96, 3), np.uint8)))
+    assert main(["evaluate", url, "--out", str(tmp_path / "out")]) == 2
+    assert "2 of 3 clips" in capsys.readouterr().err
+    assert not (tmp_path / "out/evaluation.json").exists()
+    assert main(["evaluate", url, "--frames", "5", "--out", str(tmp_path / "out")]) == 0
 
 
 def test_a_figure_that_is_no_number_is_a_failure() -> None:
@@ -200,13 +212,12 @@ def test_what_vbench_could_not_measure_is_no_figure() -> None:
     assert by_video({name: [0.0, rows] for name in DIMENSIONS}) == {}
 
 
-def test_another_model_in_the_same_place_has_other_files(tmp_path: Path) -> None:
-    model = tmp_path / "model"
-    (model / "vae").mkdir(parents=True)
-    (model / "vae/weights.safetensors").write_bytes(b"first")
-    before = model_files(str(model))
-    assert [entry[:2] for entry in before] == [["vae/weights.safetensors", 5]]
-    assert model_files(str(model)) == before
-    (model / "vae/weights.safetensors").write_bytes(b"again!")
-    assert model_files(str(model)) != before
-    assert model_files("Wan-AI/Wan2.1-T2V-1.3B-Diffusers") == []
+def test_another_model_in_the_same_place_is_another(tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    for model in (first, second):
+        (model / "vae").mkdir(parents=True)
+        (model / "vae/weights.safetensors").write_bytes(b"first")
+    assert model_digest(str(first)) == model_digest(str(second)) != ""  # unpacked again
+    (second / "vae/weights.safetensors").write_bytes(b"other")
+    assert model_digest(str(first)) != model_digest(str(second))
+    assert model_digest("Wan-AI/Wan2.1-T2V-1.3B-Diffusers") == ""

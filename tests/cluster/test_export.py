@@ -178,7 +178,7 @@ def test_a_merge_that_fails_leaves_the_export_that_was_there(
     before = {path: path.read_bytes() for path in to.rglob("*") if path.is_file()}
     assert main(["export", str(moved), "--to", str(to), "--merged"]) == 2
     error = capsys.readouterr().err
-    assert f"--merged needs the model '{empty}' here" in error
+    assert f"--merged: '{empty}' cannot be read or written" in error
     assert len(error.splitlines()) == 1
     assert {path: path.read_bytes() for path in to.rglob("*") if path.is_file()} == before
 
@@ -203,6 +203,7 @@ def test_what_cannot_be_exported_is_one_sentence(
     for source, to, words in (
         (str(tmp_path / "nothing"), "new", "holds no trained weights"),
         (run.run, "taken", "holds other files"),
+        (run.run, "taken/thesis.tex", "is not writable"),
         (run.run, "trainer", "holds other files"),  # diffusers' trainers name theirs alike
         (str(damaged), "new", "has no whole checkpoint"),
     ):

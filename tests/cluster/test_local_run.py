@@ -113,6 +113,15 @@ def test_another_configuration_is_refused_with_the_differing_keys(smallest: Buil
 
 
 @pytest.mark.slow
+def test_a_learning_rate_that_changes_on_resume_is_said(smallest: Build) -> None:
+    lines: list[str] = []
+    first = run(smallest("steps=1"), lines)
+    assert run(smallest("steps=2", "learner.learning_rate=0"), lines) == first
+    said = [line for line in lines if line.startswith("learner.learning_rate was")]
+    assert said == ["learner.learning_rate was 0.0002 until this start and is 0 from now on"]
+
+
+@pytest.mark.slow
 def test_run_in_an_object_store_resumes_to_the_same_weights(
     smallest: Build, s3_bucket: str
 ) -> None:

@@ -100,14 +100,14 @@ def test_groups_of_an_earlier_start_are_left_out_and_said(
         if file.name.startswith(groups[0]):
             file.unlink()
     (row,) = again(moved, stage, "--step", "2")
-    assert "1 groups of an earlier start left out" in capsys.readouterr().out
+    assert "1 of 2 groups of an earlier start left out" in capsys.readouterr().out
     assert row["identical"]
     assert len(row["samples"]) == 2
     assert len(again(moved, "learner", "--step", "2")[0]["samples"]) == 1
     for file in (run / "record/step_000002").rglob("*_video.safetensors"):
         file.unlink()
     assert main(["replay", str(run), "--stage", stage, "--step", "2", "--local"]) == 2
-    assert "groups of an earlier start alone" in capsys.readouterr().err
+    assert "no recorded step has groups whose videos" in capsys.readouterr().err
 
 
 def test_what_is_not_there_is_one_sentence(
