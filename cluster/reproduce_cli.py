@@ -12,7 +12,7 @@ from typing import Any
 from cluster.config import REPOSITORY, ConfigError
 from cluster.storage import RunFolder, absolute_url
 
-STEPS, PAIRS, SEEDS = 160, 528, 3
+STEPS, PAIRS, SEEDS = 240, 528, 3
 
 
 def add_reproduce_command(commands: Any) -> None:

@@ -48,8 +48,9 @@ class WeightsConfig(BaseModel):
     traj: float = Field(default=1.0, ge=0, le=1000, allow_inf_nan=False)
     """Weight of S_traj."""
     reach: float = Field(default=0.0, ge=0, le=1000, allow_inf_nan=False)
-    """Weight of S_reach, which is no part of the paper's reward: whether the camera goes as far as
-    it was asked to, which S_traj leaves open for translations and S_recon pays for not doing."""
+    """Weight of S_reach, which is no part of the paper's reward: whether the picture moves as far
+    as the camera was asked to go, which S_traj leaves open for translations and S_recon pays for
+    not doing."""
     meta: float = Field(default=1.0, ge=0, le=1000, allow_inf_nan=False)
     """Weight of S_meta."""
     gen: float = Field(default=1.0, ge=0, le=1000, allow_inf_nan=False)
@@ -241,6 +242,9 @@ class RewardConfig(BaseModel):
     """Weights of the parts."""
     variant: TrajectoryVariant = "default"
     """Definition of S_traj; `paper` and `release` are kept for comparison."""
+    reach_depth: float = Field(default=1.0, gt=0, le=1000, allow_inf_nan=False)
+    """Depth, in the unit of the requested translations, of the plane that S_reach expects to see
+    moving."""
     min_group_size: int = Field(default=2, ge=2, le=1024)
     """Scored members below which a group is rolled out again."""
     max_attempts: int = Field(default=3, ge=1, le=100)

@@ -10,12 +10,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from prompts.camera import relative_to_first, rotation_angle_deg
 from rewards.config import MetaView, TrajectoryVariant, WeightsConfig
+from rewards.reconstruct.flow import reduced
 from rewards.score import RewardPart
 
 F64 = NDArray[np.float64]
@@ -24,11 +24,8 @@ Phase = Literal["main", "dynamic"]
 MAX_SCALE = 3.0
 MIN_ANGLE_SCALE_DEG = 10.0
 GATE_SHARE = 0.1
-TEXTURE_PIXELS = 64 * 96
 TEXTURE_NOTE = "texture gate: S_recon = 0"
 MOTION_NOTE = "motion gate: S_traj = 0"
-NEAREST_DEPTH = 0.1
-"""Depth (of the scene's) below which a point counts as this near, when its motion is measured."""
 PARTS: tuple[RewardPart, ...] = ("recon", "traj", "reach", "meta", "gen")
 NEEDS_A_CAMERA: tuple[RewardPart, ...] = ("traj", "reach")
 
@@ -59,15 +56,9 @@ def total_variation(video: NDArray[np.uint8]) -> float:
 
 
 def texture(video: NDArray[np.uint8]) -> float:
-    """Total variation of a video [F, H, W, 3] at no more than `TEXTURE_PIXELS` pixels a frame, so
-    that the same picture has the same texture at every resolution."""
-    height, width = video.shape[1:3]
-    factor = float(np.sqrt(TEXTURE_PIXELS / (height * width)))
-    if factor >= 1:
-        return total_variation(video)
-    size = (max(round(width * factor), 1), max(round(height * factor), 1))
-    small = [cv2.resize(frame, size, interpolation=cv2.INTER_AREA) for frame in video]
-    return total_variation(np.stack(small).astype(np.uint8))
+    """Total variation of a video [F, H, W, 3], `reduced` so that the same picture has the same
+    texture at every resolution."""
+    return total_variation(reduced(video))
 
 
 def reconstruction_score(
@@ -126,48 +117,6 @@ def trajectory_score(
     if variant == "default" and _stands_still(s, s_hat, asked_deg, turned_deg):
         score, notes = 0.0, (MOTION_NOTE,)
     return TrajectoryScore(score, e_t, e_r, mean_deg, scale, notes)
-
-
-def reach_score(requested_c2w: F64, estimated_c2w: F64, median_depth: float, rays: F64) -> float:
-    """S_reach in [0, 1]: the share of the requested motion that the estimated camera makes.
-
-    `rays` [N, 3], z = 1, in the first camera's axes, meet a fronto-parallel plane at the scene's
-    depth, on which noise transport moves too. A path [F, 4, 4] displaces these points in the
-    picture, since the first frame and in units of the focal length, by its turns alone and by its
-    travel alone: two fields, kept apart because a turn looks much like a travel and would pass for
-    the travel that was asked. With the fields d of the requested path and d' of the estimated one
-    it is sum(d · d') / sum(d · d), clipped: half the way is 0.5, the opposite way 0, farther than
-    asked no more than 1. A request at rest is reached by definition. Unlike S_traj it fits no
-    scale. Ours, not the paper's.
-    """
-    asked = _plane_motion(relative_to_first(requested_c2w), rays)
-    estimated = relative_to_first(estimated_c2w).copy()
-    estimated[:, :3, 3] /= median_depth
-    power = float((asked * asked).sum())
-    if power <= 1e-12:
-        return 1.0
-    return float(np.clip((asked * _plane_motion(estimated, rays)).sum() / power, 0.0, 1.0))
-
-
-def _plane_motion(c2w: F64, rays: F64) -> F64:
-    """Displacement [2, F, N, 2] of points on the plane at depth 1 since the first frame: by the
-    turns of the path alone, and by its travel alone."""
-    turns, travel = c2w.copy(), c2w.copy()
-    turns[:, :3, 3] = 0.0
-    travel[:, :3, :3] = np.eye(3)
-    paths = np.stack([turns, travel])
-    R, t = paths[..., :3, :3], paths[..., :3, 3]
-    seen = np.einsum("pfji,pfnj->pfni", R, rays - t[:, :, None])
-    where = seen[..., :2] / np.maximum(seen[..., 2:], NEAREST_DEPTH)
-    return where - where[:, :1]
-
-
-def view_rays(intrinsics: F64, width: int, height: int) -> F64:
-    """Directions [35, 3], z = 1, of a grid over the picture, corners included."""
-    across, down = np.meshgrid(np.linspace(0, width, 7), np.linspace(0, height, 5))
-    x = (across - intrinsics[0, 2]) / intrinsics[0, 0]
-    y = (down - intrinsics[1, 2]) / intrinsics[1, 1]
-    return np.stack([x, y, np.ones_like(x)], axis=-1).reshape(-1, 3)
 
 
 def _scale(s: F64, s_hat: F64, cap: float | None) -> float:

@@ -33,17 +33,16 @@ from rewards.gaussians import render
 from rewards.metrics.independent import NoCameraFound, second_opinion
 from rewards.perceptual import Distance, build_distance, distance_version
 from rewards.ply import encode_ply, most_visible
+from rewards.reach import reach_score
 from rewards.reconstruct.photometric import PhotometricReconstructor
 from rewards.reconstruct.reconstruction import Reconstruction, Reconstructor
 from rewards.score import Score, ScoreFailure
 from rewards.scoring import (
     meta_view_pose,
-    reach_score,
     reconstruction_score,
     texture,
     total_variation,
     trajectory_score,
-    view_rays,
 )
 
 U8 = NDArray[np.uint8]
@@ -173,8 +172,9 @@ class ReconstructionWorker:
             traj = trajectory_score(requested, c2w, found.median_depth, self.config.variant)
             parts["traj"], scale = traj.score, traj.scale
             if self.config.weights.reach:
-                rays = view_rays(intrinsics, width, height)
-                parts["reach"] = reach_score(requested, c2w, found.median_depth, rays)
+                parts["reach"] = reach_score(
+                    requested, found.video, self.camera.focal, self.config.reach_depth
+                )
             raw["rotation_error_deg"] = traj.rotation_error_deg
             raw["translation_error"] = traj.translation_error
             notes = notes + traj.notes

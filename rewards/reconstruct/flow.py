@@ -51,15 +51,21 @@ def dense_flow(grey: U8, source: int) -> F32:
     return flow
 
 
-def mean_motion(video: U8, pixels: int = 64 * 96) -> float:
-    """Mean length of the flow from the middle frame of [F, H, W, 3] to the others, per frame step,
-    in pixels of the frames reduced to about `pixels`."""
+def reduced(video: U8, pixels: int = 64 * 96) -> U8:
+    """A video [F, H, W, 3] at about `pixels` a frame, by area averaging, or as it is where it has
+    no more: motion and texture are measured there, alike for every resolution."""
     height, width = video.shape[1:3]
     factor = min(1.0, float(np.sqrt(pixels / (height * width))))
     size = (max(round(width * factor), 16), max(round(height * factor), 16))
     small = [cv2.resize(frame, size, interpolation=cv2.INTER_AREA) for frame in video]
+    return np.stack(small).astype(np.uint8)
+
+
+def mean_motion(video: U8) -> float:
+    """Mean length of the flow from the middle frame of [F, H, W, 3] to the others, per frame step,
+    in pixels of the frames `reduced`."""
     middle = len(video) // 2
-    flow = dense_flow(luminance(np.stack(small).astype(np.uint8)), middle)
+    flow = dense_flow(luminance(reduced(video)), middle)
     others = np.array([index for index in range(len(video)) if index != middle])
     lengths = np.linalg.norm(flow[others], axis=-1).mean(axis=(1, 2))
     return float((lengths / np.abs(others - middle)).mean())

@@ -104,9 +104,9 @@ def test_a_clip_without_texture_scores_zero_by_definition_and_says_so() -> None:
 def test_reach_is_scored_where_it_has_a_weight() -> None:
     paying = RewardConfig.model_validate({"weights": {"reach": 1.0}})
     worker = ReconstructionWorker(paying, CameraConfig(), 9, "cpu", 1)
-    # What these scenes show lies about twice as deep as the plane that the request is made for:
-    # turns are reached, and half of a translation.
-    for motion, reached in ((Motion.MOVE_LEFT, 0.47), (Motion.PAN_RIGHT, 1.0)):
+    # What these scenes show lies half as deep again as the plane that the request is made for:
+    # turns are reached, and two thirds of a translation.
+    for motion, reached in ((Motion.MOVE_LEFT, 0.66), (Motion.PAN_RIGHT, 1.0)):
         shot = clip(motion)
         parts = {
             name: worker.assess(video, shot.prompt, False)[0].parts

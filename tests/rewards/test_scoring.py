@@ -16,11 +16,9 @@ from rewards.scoring import (
     combine,
     digit_expectation,
     meta_view_pose,
-    reach_score,
     reconstruction_score,
     texture,
     trajectory_score,
-    view_rays,
 )
 
 
@@ -239,64 +237,6 @@ def test_the_affine_map_is_clipped() -> None:
     assert affine_to_unit(7.5, 5.0, 5.0) == 0.5
     assert affine_to_unit(99.0, 5.0, 5.0) == 1.0
     assert affine_to_unit(-99.0, 5.0, 5.0) == -1.0
-
-
-RAYS = view_rays(np.array([[115.2, 0, 48], [0, 115.2, 32], [0, 0, 1.0]]), 96, 64)
-
-
-def scaled(poses: np.ndarray, factor: float) -> np.ndarray:
-    """The same rotations, the translations times `factor`."""
-    made = poses.copy()
-    made[:, :3, 3] *= factor
-    return made
-
-
-def test_the_rays_of_a_view_reach_its_corners() -> None:
-    assert RAYS.shape == (35, 3)
-    assert RAYS[0] == pytest.approx((-48 / 115.2, -32 / 115.2, 1))
-    assert RAYS[-1] == pytest.approx((48 / 115.2, 32 / 115.2, 1))
-
-
-@pytest.mark.parametrize("motion", PRIMITIVES)
-def test_the_requested_path_itself_is_reached_and_rest_is_not(motion: Motion) -> None:
-    asked = path(motion)
-    assert reach_score(asked, asked, 1.0, RAYS) == pytest.approx(1.0)
-    assert reach_score(asked, scaled(asked, 2.0), 2.0, RAYS) == pytest.approx(1.0)
-    if motion is not Motion.FIXED:
-        assert reach_score(asked, STILL, 1.0, RAYS) == 0.0
-
-
-def test_half_the_way_is_half_the_reach_and_farther_is_no_more() -> None:
-    """A plane's points move by the camera's sideways way over their depth."""
-    asked = path(Motion.MOVE_LEFT)
-    assert reach_score(asked, scaled(asked, 0.5), 1.0, RAYS) == pytest.approx(0.5)
-    assert reach_score(asked, scaled(asked, 1.5), 1.0, RAYS) == 1.0
-    assert reach_score(asked, path(Motion.MOVE_RIGHT), 1.0, RAYS) == 0.0
-    # A scale that S_traj fits away is what S_reach counts.
-    assert trajectory_score(asked, scaled(asked, 0.5), 1.0).score == pytest.approx(1.0)
-
-
-def test_reach_of_a_push_in_by_hand() -> None:
-    """At depth 1 a point x moves by x (1 / (1 - t) - 1): by x for t = 1/2, by x / 3 for t = 1/4."""
-    asked = np.tile(np.eye(4), (2, 1, 1))
-    asked[1, 2, 3] = 0.5
-    assert reach_score(asked, scaled(asked, 0.5), 1.0, RAYS) == pytest.approx(1 / 3)
-
-
-def test_a_turn_that_looks_like_the_requested_travel_reaches_nothing_of_it() -> None:
-    """The plane's centre moves by -t under a way of t to the right, and by -tan(14 degrees) under
-    a pan to the right; a request of both is reached in the share of the squares that is made."""
-    ray = np.array([[0.0, 0.0, 1.0]])
-    travel, pan = (path(motion)[[0, -1]] for motion in (Motion.MOVE_RIGHT, Motion.PAN_RIGHT))
-    both = pan.copy()
-    both[:, :3, 3] = travel[:, :3, 3]
-    assert reach_score(travel, pan, 1.0, ray) == 0.0
-    assert reach_score(pan, travel, 1.0, ray) == 0.0
-    assert reach_score(travel, both, 1.0, ray) == pytest.approx(1.0)
-    way, turned = travel[1, 0, 3], math.tan(math.radians(14))
-    share = way**2 / (way**2 + turned**2)
-    assert reach_score(both, travel, 1.0, ray) == pytest.approx(share)
-    assert reach_score(both, pan, 1.0, ray) == pytest.approx(1 - share)
 
 
 PARTS = {"recon": 0.8, "traj": 0.6, "meta": 0.4, "gen": -0.2}
