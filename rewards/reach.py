@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prompts.camera import relative_to_first
-from rewards.reconstruct.flow import dense_flow, luminance, reduced
+from rewards.reconstruct.flow import FLOW_SIDE, dense_flow, luminance, reduced
 
 U8 = NDArray[np.uint8]
 F64 = NDArray[np.float64]
@@ -33,7 +33,7 @@ def reach_score(requested_c2w: F64, video: U8, focal: float, depth: float) -> fl
     takes every pixel out of the picture at once is not, whatever the video shows. Unlike S_traj it
     fits no scale, and needs no recovered camera.
     """
-    frames = reduced(video)
+    frames = reduced(video, FLOW_SIDE)
     height, width = frames.shape[1:3]
     asked, inside = plane_motion(requested_c2w, depth, focal * width, width, height)
     if np.abs(asked).max() <= REST_PX:

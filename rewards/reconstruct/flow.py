@@ -13,6 +13,10 @@ from numpy.typing import NDArray
 F32 = NDArray[np.float32]
 U8 = NDArray[np.uint8]
 
+PIXELS = 64 * 96
+"""Of a frame in which motion and texture are measured."""
+FLOW_SIDE = 16
+"""Pixels a side that the search for flow needs."""
 PATCH, PATCH_STRIDE = 8, 4
 DESCENT_STEPS, VARIATIONAL_STEPS = 16, 5
 PRE_BLUR, GUESS_BLUR = 0.7, 8.0
@@ -51,12 +55,13 @@ def dense_flow(grey: U8, source: int) -> F32:
     return flow
 
 
-def reduced(video: U8, pixels: int = 64 * 96) -> U8:
-    """A video [F, H, W, 3] at about `pixels` a frame, by area averaging, or as it is where it has
-    no more: motion and texture are measured there, alike for every resolution."""
+def reduced(video: U8, least: int = 1) -> U8:
+    """A video [F, H, W, 3] at about `PIXELS` a frame, by area averaging, or as it is where it has
+    no more: motion and texture are measured there, alike for every resolution. A side of fewer
+    than `least` pixels is enlarged to as many."""
     height, width = video.shape[1:3]
-    factor = min(1.0, float(np.sqrt(pixels / (height * width))))
-    size = (max(round(width * factor), 16), max(round(height * factor), 16))
+    factor = min(1.0, float(np.sqrt(PIXELS / (height * width))))
+    size = (max(round(width * factor), least), max(round(height * factor), least))
     small = [cv2.resize(frame, size, interpolation=cv2.INTER_AREA) for frame in video]
     return np.stack(small).astype(np.uint8)
 
@@ -65,7 +70,7 @@ def mean_motion(video: U8) -> float:
     """Mean length of the flow from the middle frame of [F, H, W, 3] to the others, per frame step,
     in pixels of the frames `reduced`."""
     middle = len(video) // 2
-    flow = dense_flow(luminance(reduced(video)), middle)
+    flow = dense_flow(luminance(reduced(video, FLOW_SIDE)), middle)
     others = np.array([index for index in range(len(video)) if index != middle])
     lengths = np.linalg.norm(flow[others], axis=-1).mean(axis=(1, 2))
     return float((lengths / np.abs(others - middle)).mean())
