@@ -61,6 +61,8 @@ class PlannedSide:
     """Of each clip, as it is measured; a clip of another length cannot be."""
     size: tuple[int, int]
     """Height and width in pixels, of the first clip."""
+    pairs: Sequence[tuple[Prompt, int]] = ()
+    """What it is sampled on, where it is a model."""
 
 
 def videos_folder(out: RunFolder, letter: str) -> RunFolder:
@@ -139,7 +141,7 @@ def _sampled(request: Request, source: Source) -> PlannedSide:
         )
     clips = [Clip.of(prompt, seed, camera.amplitudes) for prompt, seed in pairs]
     frames = request.frames or rollout.frames
-    return PlannedSide(source, clips, frames, (rollout.height, rollout.width))
+    return PlannedSide(source, clips, frames, (rollout.height, rollout.width), pairs)
 
 
 def _given(request: Request, source: Source, out: RunFolder, letter: str) -> PlannedSide:

@@ -26,12 +26,11 @@ from cluster.evaluation.request import (
     Request,
     notes_on,
     plan_sides,
-    sampled_pairs,
     videos_folder,
 )
 from cluster.evaluation.result import Evaluation, Side, to_csv, to_json, to_markdown
 from cluster.evaluation.sampling import rollout_workers, sample, sampled_unlike_trained
-from cluster.evaluation.sources import Source, UnreadableClip, listed, read_video
+from cluster.evaluation.sources import UnreadableClip, listed, read_video
 from cluster.evaluation.vbench import add_vbench
 from cluster.local import local_rewards
 from cluster.pools import Rewards
@@ -56,8 +55,8 @@ def evaluate(request: Request, out: RunFolder, say: Callable[[str], None] = prin
         _require_scorers(request.config.rewards)
     out.remove("evaluation.json")  # what is there is no longer whole
     urls = [
-        source.videos or _sampled(request, source, videos_folder(out, letter), say)
-        for letter, source in zip(LETTERS, request.sources, strict=False)
+        side.source.videos or _sampled(request, side, videos_folder(out, letter), say)
+        for letter, side in zip(LETTERS, planned, strict=False)
     ]
     with (
         scoring_workers(request.config, request.workers is not None) as rewards,
@@ -88,13 +87,12 @@ def _require_scorers(rewards: RewardConfig) -> None:
 
 
 def _sampled(
-    request: Request, source: Source, folder: RunFolder, say: Callable[[str], None]
+    request: Request, side: PlannedSide, folder: RunFolder, say: Callable[[str], None]
 ) -> str:
     """Sample a model on its pairs; the URL of its videos."""
-    pairs = sampled_pairs(request)
-    config = with_adapter(request.config, source.trained)
+    config = with_adapter(request.config, side.source.trained)
     with rollout_workers(config, request.workers, request.device) as rollouts:
-        asyncio.run(sample(rollouts, config, source, pairs, folder, say))
+        asyncio.run(sample(rollouts, config, side.source, side.pairs, folder, say))
     if request.device == "cuda":
         import torch
 

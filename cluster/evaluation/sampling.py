@@ -96,7 +96,7 @@ async def sample(
     clips = [Clip.of(prompt, seed, config.camera.amplitudes) for prompt, seed in pairs]
     sampler = {"weights": published.version.checksum, **sampler_keys(config)}
     kept = _Kept(folder, sampler, await asyncio.to_thread(model_digest, config.policy.model))
-    left = [pair for pair, clip in zip(pairs, clips, strict=True) if not kept.has(clip)]
+    left = [(*pair, c) for pair, c in zip(pairs, clips, strict=True) if not kept.has(c)]
     done = len(pairs) - len(left)
     say(f"{source.title}: {len(pairs)} (prompt, seed) pairs, {done} of them sampled before")
     if left:
@@ -104,11 +104,10 @@ async def sample(
     share = rollouts.pool.size * config.rollout.max_batch
     for first in range(0, len(left), share):
         chunk = left[first : first + share]
-        prompts, seeds = [prompt for prompt, _ in chunk], [seed for _, seed in chunk]
+        prompts, seeds = [prompt for prompt, _, _ in chunk], [seed for _, seed, _ in chunk]
         videos = await rollouts.sample(prompts, seeds, published)
-        for (prompt, seed), video in zip(chunk, videos, strict=True):
+        for (_, _, clip), video in zip(chunk, videos, strict=True):
             data = await asyncio.to_thread(encode_mp4, await rollouts.pool.fetch(video))
-            clip = Clip.of(prompt, seed, config.camera.amplitudes)
             await asyncio.to_thread(kept.write, clip, data)
         await asyncio.to_thread(kept.note)
         done += len(chunk)
