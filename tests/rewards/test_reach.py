@@ -13,6 +13,7 @@ from prompts.config import CameraConfig
 from prompts.motions import PRIMITIVES, Motion
 from rewards import spoilt
 from rewards.reach import plane_motion, reach_score
+from rewards.reconstruct.flow import dense_flow, luminance
 from tests.rewards.clips import clip
 
 FOCAL = CameraConfig().focal
@@ -149,3 +150,13 @@ def test_a_camera_that_does_what_it_was_asked_reaches_it(motion: Motion) -> None
     assert reach_score(asked, shot.video, FOCAL, 1.5) == pytest.approx(REACHED[motion], abs=0.02)
     assert reach_score(asked, shot.video[::-1].copy(), FOCAL, 1.5) == 0.0
     assert reach_score(asked, spoilt.frozen(shot.video), FOCAL, 1.5) < 0.05
+
+
+def test_at_the_unit_of_the_moves_a_push_would_fall_short_and_an_orbit_go_too_far() -> None:
+    """Which is why the reproduction has the plane at 1.5."""
+    push, orbit = (clip(motion).video for motion in (Motion.PUSH_IN, Motion.ORBIT_LEFT))
+    assert reach_score(path(Motion.PUSH_IN), push, FOCAL, 1.0) == pytest.approx(0.47, abs=0.02)
+    flow = dense_flow(luminance(orbit), 0)
+    asked, inside = plane_motion(path(Motion.ORBIT_LEFT), 1.0, FOCAL_PX, WIDTH, HEIGHT)
+    asked *= inside[..., None]
+    assert (asked * flow).sum() / (asked * asked).sum() == pytest.approx(1.42, abs=0.03)
