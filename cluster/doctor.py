@@ -9,7 +9,6 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from actors.wan_shape import TEXT_ENCODER_PARAMETERS, VAE_PARAMETERS, read_shape
 from cluster.config import LOOPBACK, ConfigError, RunConfig, RunStopped, resolve_model
 from cluster.gpus import GPU_TYPES, GpuType
 from cluster.layout import Node, PlacementError, assign, describe, layout
@@ -118,7 +117,7 @@ def diagnose(
         _attention(config, reports),
         _model(config, reports),
         _weights(config, reports),
-        _disk(config, reports),
+        _disk(reports),
         _store(config, reports),
         _ports(config, reports),
     ]
@@ -337,25 +336,13 @@ def _weights(config: RunConfig, reports: Sequence[NodeReport]) -> Finding:
     )
 
 
-def downloads(config: RunConfig) -> float:
-    """Bytes that downloads of the policy take; 0 for a directory."""
-    if "/" not in config.policy.model or config.policy.model.startswith(("/", ".", "toyworld")):
-        return 0.0
-    try:
-        weights = 4 * read_shape(config.policy.model).parameters
-    except ValueError:
-        return 0.0
-    return weights + 2 * TEXT_ENCODER_PARAMETERS + 4 * VAE_PARAMETERS
-
-
-def _disk(config: RunConfig, reports: Sequence[NodeReport]) -> Finding:
+def _disk(reports: Sequence[NodeReport]) -> Finding:
     problems = []
     for r in reports:
-        fetched = 0.0 if r.model_cached else downloads(config)
-        shared = SPARE_DISK if r.one_disk and fetched else 0.0
+        shared = SPARE_DISK if r.one_disk and r.to_fetch else 0.0
         for what, free, enough in (
             ("temporary files", r.disk_free, SPARE_DISK),
-            ("downloads", r.cache_free, fetched + shared),
+            ("downloads", r.cache_free, r.to_fetch + shared),
         ):
             if free < enough:
                 problems.append(
@@ -363,8 +350,9 @@ def _disk(config: RunConfig, reports: Sequence[NodeReport]) -> Finding:
                     "are needed"
                 )
     least = min((r.disk_free for r in reports), default=0)
-    advice = "free some, or move TMPDIR or HF_HOME"
-    return _finding("disk", problems, f"{least / GB:.0f} GB free", advice)
+    most = max((r.to_fetch for r in reports), default=0)
+    fine = f"{least / GB:.0f} GB free" + (f", {most / GB:.0f} GB to be fetched" if most else "")
+    return _finding("disk", problems, fine, "free some, or move TMPDIR or HF_HOME")
 
 
 def _store(config: RunConfig, reports: Sequence[NodeReport]) -> Finding:

@@ -7,6 +7,7 @@ Producer of `NodeReport`: every node of the cluster (`cluster.handles`), or this
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import platform
 import shutil
@@ -19,6 +20,7 @@ import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from rewards.environments import Family, first_problem
 from rewards.weights import is_hub_id
@@ -73,8 +75,9 @@ class NodeReport:
     """Bytes free where downloaded weights go."""
     one_disk: bool = False
     """Whether both go to the same file system."""
-    model_cached: bool = False
-    """Whether the policy's weights have been downloaded."""
+    to_fetch: int = 0
+    """Bytes of weights that are still to be downloaded, of the policy and of the scorers; what the
+    servers did not say counts as 0."""
     store_problem: str = ""
     store_s: float = 0.0
     """Seconds of a write, read and removal in the run's folder."""
@@ -91,6 +94,7 @@ def probe(request: ProbeRequest) -> NodeReport:
     """Look at the node that this runs on."""
     gpus, driver, driver_problem = probe_gpus()
     store_problem, store_s = probe_store(request.run, request.sign) if request.run else ("", 0.0)
+    policy, scorers = probe_model(request.model), probe_weights(request.weights)
     return NodeReport(
         node=socket.gethostname(),
         python=platform.python_version(),
@@ -98,12 +102,12 @@ def probe(request: ProbeRequest) -> NodeReport:
         gpus=gpus,
         driver=driver,
         driver_problem=driver_problem,
-        model_problem=probe_model(request.model),
-        weights_problems=probe_weights(request.weights),
+        model_problem=policy.problem,
+        weights_problems={key: w.problem for key, w in scorers.items() if w.problem},
         disk_free=shutil.disk_usage(tempfile.gettempdir()).free,
         cache_free=shutil.disk_usage(_above(_cache())).free,
         one_disk=os.stat(tempfile.gettempdir()).st_dev == os.stat(_above(_cache())).st_dev,
-        model_cached=_cached(request.model),
+        to_fetch=policy.to_fetch + sum(weights.to_fetch for weights in scorers.values()),
         store_problem=store_problem,
         store_s=store_s,
         environment_problems=probe_environments(request.environments),
@@ -169,62 +173,77 @@ def probe_gpus() -> tuple[tuple[tuple[str, int], ...], str, str]:
     return gpus, rows[0][2] if rows else "", "" if rows else "the driver shows no GPU"
 
 
-def probe_model(model: str) -> str:
-    """Why the policy's weights cannot be had here; empty where they can."""
+class Weights(NamedTuple):
+    """Whether weights can be had on a node."""
+
+    problem: str = ""
+    """Why not; empty where they can."""
+    to_fetch: int = 0
+    """Bytes that are still to be downloaded."""
+
+
+def probe_model(model: str) -> Weights:
+    """The policy's weights: a directory or a hub id."""
     if os.path.isabs(model) or model.startswith("."):
         there = (Path(model) / "transformer" / "config.json").is_file()
-        return "" if there else f"{model} is no model directory here"
-    return _hub_problem(model)
+        return Weights("" if there else f"{model} is no model directory here")
+    return _on_hub(model)
 
 
-def probe_weights(wanted: Mapping[str, str]) -> dict[str, str]:
-    """Why weights cannot be had here, by their configuration key."""
-    problems = {}
-    for key, value in wanted.items():
-        if value.startswith("https://"):
-            problem = _file_problem(value)
-        elif Path(value).expanduser().exists():
-            problem = ""
-        elif is_hub_id(value):
-            problem = _hub_problem(value)
-        else:
-            problem = f"{value} is not here"
-        if problem:
-            problems[key] = problem
-    return problems
+def probe_weights(wanted: Mapping[str, str]) -> dict[str, Weights]:
+    """Other weights, by their configuration key."""
+    return {key: _weights(value) for key, value in wanted.items()}
 
 
-def _hub_problem(model: str) -> str:
+def _weights(value: str) -> Weights:
+    if value.startswith("https://"):
+        return _in_torch_home(value)
+    if Path(value).expanduser().exists():
+        return Weights()
+    return _on_hub(value) if is_hub_id(value) else Weights(f"{value} is not here")
+
+
+def _on_hub(model: str) -> Weights:
     cache = _cache()
     if _cached(model):
-        return ""
+        return Weights()
     if os.environ.get("HF_HUB_OFFLINE") == "1":
-        return f"{model} is not in the cache {cache}, and HF_HUB_OFFLINE = 1 forbids to fetch it"
+        return Weights(
+            f"{model} is not in the cache {cache}, and HF_HUB_OFFLINE = 1 forbids to fetch it"
+        )
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
     try:
-        asked = urllib.request.Request(f"{endpoint}/api/models/{model}")
+        asked = urllib.request.Request(f"{endpoint}/api/models/{model}?blobs=true")
         if token := os.environ.get("HF_TOKEN"):
             asked.add_header("Authorization", f"Bearer {token}")
-        with urllib.request.urlopen(asked, timeout=TIMEOUT_S):
-            return _write_problem(cache)
+        with urllib.request.urlopen(asked, timeout=TIMEOUT_S) as answer:
+            files = json.load(answer).get("siblings", [])
     except urllib.error.HTTPError as error:
-        return f"{endpoint} answers {error.code} for {model}"
+        return Weights(f"{endpoint} answers {error.code} for {model}")
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
-        return f"{model} is not in the cache {cache}, and {endpoint} is not reached: {reason}"
+        return Weights(
+            f"{model} is not in the cache {cache}, and {endpoint} is not reached: {reason}"
+        )
+    # Nothing else is read from a hub.
+    sizes = [f.get("size") or 0 for f in files if f["rfilename"].endswith(".safetensors")]
+    return Weights(_write_problem(cache), sum(sizes))
 
 
-def _file_problem(url: str) -> str:
-    """Of a file that torch.hub fetches into TORCH_HOME."""
+def _in_torch_home(url: str) -> Weights:
+    """A file that torch.hub fetches."""
     home = Path(os.environ.get("TORCH_HOME", _caches() / "torch"))
     file = home / "hub/checkpoints" / url.rpartition("/")[2]
     if file.is_file():
-        return ""
+        return Weights()
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=TIMEOUT_S):
-            return _write_problem(file.parent)
+        asked = urllib.request.Request(url, method="HEAD")
+        with urllib.request.urlopen(asked, timeout=TIMEOUT_S) as answer:
+            size = int(answer.headers.get("Content-Length") or 0)
+            return Weights(_write_problem(file.parent), size)
     except (OSError, ValueError) as error:
-        return f"{file} is not there, and {url} is not reached: {getattr(error, 'reason', error)}"
+        reason = getattr(error, "reason", error)
+        return Weights(f"{file} is not there, and {url} is not reached: {reason}")
 
 
 def _write_problem(folder: Path) -> str:
