@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from cluster.config import RunConfig, decides_results, fingerprint, flatten_tree
 from cluster.ledger import LedgerHead
 from cluster.patience import again
-from cluster.storage import make_folder
+from cluster.storage import make_folder, replace_local
 from cluster.versions import Lineages
 from learner.account import EMPTY_ACCOUNT
 
@@ -67,6 +67,8 @@ class RunState(BaseModel):
     """Serial number of the next group to be issued."""
     in_flight: tuple[InFlight, ...] = ()
     """Groups issued but not consumed, ascending; they are issued again on resume."""
+    again: tuple[InFlight, ...] = ()
+    """Groups dropped since, ascending, whose prompts are to be issued again as new groups."""
     seed: int = 0
     """The run's seed."""
     lineages: Lineages = Lineages()
@@ -286,9 +288,10 @@ class CheckpointStore:
         rename = "file" in ((protocols,) if isinstance(protocols, str) else protocols)
 
         def write() -> None:
-            self._fs.pipe_file(f"{path}.tmp" if rename else path, content)
             if rename:
-                self._fs.mv(f"{path}.tmp", path)
+                replace_local(self._fs, path, content, f"{path}.tmp")
+            else:
+                self._fs.pipe_file(path, content)
 
         self._retry(f"writing {path}", write)
 

@@ -92,9 +92,13 @@ class RequestSource:
 
     def repeat(self, entry: InFlight) -> RolloutRequest:
         """A group that was in flight when the run stopped. ValueError where its prompt is gone."""
+        return self.request(entry.group, self.prompt(entry))
+
+    def prompt(self, entry: InFlight) -> Prompt:
+        """The prompt of a group that was issued. ValueError where it is gone."""
         for prompt in self.prompts[SPLIT_OF_PHASE[entry.phase]]:
             if prompt.id == entry.prompt_id:
-                return self.request(entry.group, prompt)
+                return prompt
         raise ValueError(
             f"group {entry.group} was in flight on prompt {entry.prompt_id!r}, which is no longer "
             f"in the {SPLIT_OF_PHASE[entry.phase]} set"
@@ -113,6 +117,13 @@ class GroupRecord:
     rollout_s: float = 0.0
     kept: bool = False
     """Whether its reconstructions were asked for, to be kept for people."""
+
+    @property
+    def entry(self) -> InFlight:
+        """The group without what was made of it."""
+        return InFlight(
+            group=self.request.group, phase=self.phase, prompt_id=self.request.prompt.id
+        )
 
     def rows(self, status: Status, reason: str, step: int) -> list[SampleRow]:
         """Ledger rows of its samples under one fate; unscored ones say so in any case."""
@@ -217,8 +228,8 @@ class Collector:
         self._weights: Published | None = None
         self._open: dict[int, InFlight] = {}
         self._records: dict[int, GroupRecord] = {}
-        self._again: list[tuple[int, Phase, Prompt]] = []
-        """Serial, phase and prompt of dropped groups whose prompts are issued again."""
+        self._again: list[InFlight] = []
+        """Dropped groups whose prompts are issued again."""
         self._repeats: deque[InFlight] = deque()
         self._kept: Counter[int] = Counter()
         self._unrolled: Counter[str] = Counter()
@@ -232,16 +243,16 @@ class Collector:
         """Step of the published weights."""
         return self._weights.version.step if self._weights else 0
 
-    def resume(self, in_flight: Iterable[InFlight]) -> None:
-        """Issue these groups before any other, under the serial numbers that they had."""
+    def resume(self, in_flight: Iterable[InFlight], dropped: Iterable[InFlight] = ()) -> None:
+        """Issue these groups before any other, under the serial numbers that they had, and then
+        the prompts of those that were dropped."""
         self._repeats.extend(sorted(in_flight, key=lambda entry: entry.group))
+        self._again.extend(dropped)
 
     def restore(self, record: GroupRecord, ready: ReadyGroup) -> None:
         """Take a group that an earlier start of the run rolled out and scored."""
         serial = record.request.group
-        self._open[serial] = InFlight(
-            group=serial, phase=record.phase, prompt_id=record.request.prompt.id
-        )
+        self._open[serial] = record.entry
         self._records[serial] = record
         self.buffer.restore(ready)
 
@@ -249,6 +260,10 @@ class Collector:
         """Groups issued that have no fate, ascending; those of a batch in training have one."""
         waiting = [*self._open.values(), *self._repeats]
         return tuple(sorted(waiting, key=lambda entry: entry.group))
+
+    def dropped(self) -> tuple[InFlight, ...]:
+        """Groups whose prompts wait to be issued again, ascending."""
+        return tuple(sorted(self._again, key=lambda entry: entry.group))
 
     def waiting(self) -> list[tuple[ReadyGroup, GroupRecord]]:
         """Scored groups that no batch has taken."""
@@ -300,14 +315,14 @@ class Collector:
         while self._repeats:
             entry = self._repeats.popleft()
             self._begin(self.source.repeat(entry), entry.phase)
-        self._again.sort(key=lambda entry: entry[0])
+        self._again.sort(key=lambda entry: entry.group)
         while self.buffer.room and (phase := self.buffer.wanted(self.phases(self.step))):
-            again = next((entry for entry in self._again if entry[1] == phase), None)
+            again = next((entry for entry in self._again if entry.phase == phase), None)
             if again is None:
                 self._begin(self.source.draw(phase), phase)
             else:
                 self._again.remove(again)
-                self._begin(self.source.issue(again[2]), phase)
+                self._begin(self.source.issue(self.source.prompt(again)), phase)
         self.rollouts.pool.meter.change(blocked=self.buffer.room == 0)
 
     def _begin(self, request: RolloutRequest, phase: Phase) -> None:
@@ -402,7 +417,7 @@ class Collector:
             del self._open[request.group]
             self.note(record.rows("dropped", str(decision.verdict), self.step))
             if decision.verdict == "too_few_scored":
-                self._again.append((request.group, record.phase, request.prompt))
+                self._again.append(record.entry)
         else:
             self._expire()
 
@@ -413,7 +428,7 @@ class Collector:
             del self._open[serial]
             record = self._records[serial]
             self.note(record.rows("dropped", expired.reason, self.step))
-            self._again.append((serial, record.phase, record.request.prompt))
+            self._again.append(record.entry)
 
     def _drop_unscored(self, request: RolloutRequest, phase: Phase, why: str) -> None:
         """A group that could not be rolled out, for want of workers that survive it."""

@@ -15,7 +15,13 @@ from cluster.held_out import SHOWN_RAW, EvalSample, load_evaluation, video_file
 from cluster.metrics import MetricsLog, mean_spread
 from cluster.patience import patiently
 from cluster.pools import Published, SampleScores, Workers
-from cluster.storage import RunFolder, evaluated_kinds, has_evaluation, scores_file
+from cluster.storage import (
+    RunFolder,
+    evaluated_kinds,
+    evaluation_kind,
+    has_evaluation,
+    scores_file,
+)
 from cluster.video import encode_mp4
 from prompts.schema import Prompt
 from rewards.scoring import combine
@@ -113,7 +119,7 @@ class Evaluator:
     def _report(self, step: int, samples: Sequence[EvalSample], average: bool) -> None:
         names = sorted({name for sample in samples for name in sample.parts})
         row: dict[str, Any] = {
-            "kind": "ema" if average else "eval",
+            "kind": evaluation_kind(average),
             "step": step,
             "reward": mean_spread(sample.total for sample in samples),
             "parts": {

@@ -181,14 +181,16 @@ class Trainer:
                 lambda: prove_run(self.config, self.workers, prompts, weights, say)
             )
         )
-        missing = missing_evaluations(self.config, self.metrics.folder, state.step)
+        rows = self.metrics.rows("eval", "ema")
+        missing = missing_evaluations(self.config, self.metrics.folder, state.step, rows)
         await self._evaluate_if_due(state.step, weights, missing)
         url = self.checkpoints.url(state.step)
         kept = await read_in_flight(url, self.workers.rollouts.pool) if state.step else []
         for ready, record in kept:
             self.collector.restore(record, ready)
         restored = {ready.group.group for ready, _ in kept}
-        self.collector.resume(e for e in state.in_flight if e.group not in restored)
+        in_flight = [e for e in state.in_flight if e.group not in restored]
+        self.collector.resume(in_flight, state.again)
 
     async def _step(self, state: RunState, weights: Published) -> tuple[RunState, Published]:
         """One optimizer step and the weights after it."""
@@ -248,9 +250,12 @@ class Trainer:
                 config.learner,
                 extremes,
             )
+        # A batch is held until a checkpoint covers it; that needs its trajectories alone.
+        trained = {group.group for group in batch.groups}
+        batch.records = {s: record for s, record in batch.records.items() if s in trained}
         for record in batch.records.values():
-            # A batch is held until a checkpoint covers it; that needs its trajectories alone.
             record.rollout = replace(record.rollout, videos=())
+            record.scores = [replace(scores, artifacts=None) for scores in record.scores]
 
     def _phases(self, step: int) -> Sequence[Phase]:
         """Phases of a step and of those after it that groups may be rolled out for."""
@@ -267,6 +272,7 @@ class Trainer:
             "next_group": self.source.next_group,
             "cursors": dict(self.source.cursors),
             "in_flight": self.collector.in_flight(),
+            "again": self.collector.dropped(),
         }
 
     def _advance(self, state: RunState, weights: Published, report: StepReport) -> RunState:

@@ -19,7 +19,7 @@ from cluster.exports import BY_NAME, METRICS, RUN, Sample, samples
 from cluster.patience import missing_is_fine
 from cluster.pools import Workers
 from cluster.report.refresh import Refresher
-from cluster.rows import FILE_NAME, Row, RowsFile, read_rows
+from cluster.rows import FILE_NAME, Row, RowsFile, rows_before
 from cluster.storage import RunFolder
 from learner.rank import StepReport
 from rewards.scoring import PARTS
@@ -162,7 +162,7 @@ class MetricsLog:
         self.folder = folder
         self.steps = steps
         self.say = say
-        self._rows = RowsFile(folder, _rows_before(folder, resumed_at))
+        self._rows = RowsFile(folder, rows_before(folder, resumed_at))
         self._recent_s: list[float] = []
         self._gauges = StepGauges(folder.url) if gauges else None
         self._followers, self._refresher = tuple(followers), refresher
@@ -188,10 +188,10 @@ class MetricsLog:
         eta_s = statistics.fmean(self._recent_s) * (self.steps - row["step"] - 1)
         self.say(step_line(row, self.steps, eta_s))
 
-    def rows(self, kind: str) -> Iterator[Row]:
-        """All rows of a kind that are valid so far, ascending, read one by one: a long run has more
-        than memory should hold."""
-        return (row for row in self._rows.rows() if row["kind"] == kind)
+    def rows(self, *kinds: str) -> Iterator[Row]:
+        """All rows of some kinds that are valid so far, ascending, read one by one: a long run has
+        more than memory should hold."""
+        return (row for row in self._rows.rows() if row["kind"] in kinds)
 
     def refresh_report(self) -> None:
         """Write the run's page again if it is time."""
@@ -278,9 +278,3 @@ def _spread_by_window(batch: Batch) -> dict[str, float]:
         start = str(batch.records[group.group].request.window_start)
         spreads.setdefault(start, []).append(statistics.pstdev(group.rewards))
     return {start: statistics.fmean(values) for start, values in sorted(spreads.items())}
-
-
-def _rows_before(folder: RunFolder, step: int) -> list[Row]:
-    """Rows of an earlier start that stay valid when the run goes on from `step`."""
-    rows = read_rows(folder) if step else []
-    return [row for row in rows if row["step"] + (row["kind"] == "step") <= step]

@@ -13,11 +13,9 @@ import tempfile
 import weakref
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
-from cluster.storage import RunFolder
+from cluster.storage import Row, RunFolder
 
-Row = dict[str, Any]
 FILE_NAME = "metrics.jsonl"
 
 
@@ -30,6 +28,12 @@ def read_rows(folder: RunFolder) -> list[Row]:
     if not folder.exists(FILE_NAME):
         return []
     return [json.loads(line) for line in _whole_lines(folder.read_text(FILE_NAME))]
+
+
+def rows_before(folder: RunFolder, step: int) -> list[Row]:
+    """Rows of an earlier start that stay valid when the run goes on from `step`."""
+    rows = read_rows(folder) if step else []
+    return [row for row in rows if row["step"] + (row["kind"] == "step") <= step]
 
 
 class RowsFile:

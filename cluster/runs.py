@@ -23,6 +23,7 @@ from cluster.config import (
 from cluster.lease import Holding, held
 from cluster.letter import explain
 from cluster.report.refresh import Refresher
+from cluster.rows import rows_before
 from cluster.storage import (
     RunFolder,
     absolute_url,
@@ -99,7 +100,7 @@ def _train(
 ) -> RunState:
     folder, store = RunFolder(config.run), CheckpointStore(config.run)
     state = start_or_resume(config, store, say)
-    evaluated = not missing_evaluations(config, folder, state.step)
+    evaluated = not missing_evaluations(config, folder, state.step, rows_before(folder, state.step))
     if state.step >= config.steps and state.step > 0 and evaluated:
         say(f"run {config.run} has all of its {config.steps} steps")
         show_result(folder, state.step, say)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import uuid
+from collections.abc import Iterable
 from fnmatch import fnmatch
+from typing import Any
 
 import fsspec
 from fsspec import AbstractFileSystem
@@ -13,6 +15,8 @@ from fsspec.implementations.local import LocalFileSystem
 
 from cluster.config import ConfigError, RunConfig, from_tree
 
+Row = dict[str, Any]
+"""One line of a run's `metrics.jsonl`."""
 OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"}
 """Protocols of stores without folders."""
 
@@ -29,6 +33,20 @@ def make_folder(fs: AbstractFileSystem, path: str) -> None:
     protocols = (fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol
     if not OBJECT_STORES.intersection(protocols):
         fs.makedirs(path, exist_ok=True)
+
+
+def replace_local(fs: AbstractFileSystem, path: str, data: bytes, partial: str) -> None:
+    """Replace a whole file of a local disk by way of `partial`: after a kill or a power cut there
+    are the old bytes or the new ones."""
+    fs.pipe_file(partial, data)
+    for name, move in ((partial, True), (os.path.dirname(path), False)):
+        handle = os.open(name, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+        if move:
+            fs.mv(partial, path)
 
 
 class RunFolder:
@@ -85,9 +103,7 @@ class RunFolder:
         path = self.path(name)
         make_folder(self.fs, path.rpartition("/")[0])
         if self.is_local:
-            partial = f"{path}.{uuid.uuid4().hex[:8]}.partial"
-            self.fs.pipe_file(partial, data)
-            self.fs.mv(partial, path)
+            replace_local(self.fs, path, data, f"{path}.{uuid.uuid4().hex[:8]}.partial")
         else:
             self.fs.pipe_file(path, data)
 
@@ -149,12 +165,21 @@ def evaluated_kinds(config: RunConfig, step: int) -> tuple[bool, ...]:
     return (False, True) if averaged else (False,)
 
 
-def missing_evaluations(config: RunConfig, folder: RunFolder, step: int) -> tuple[bool, ...]:
-    """Those of `evaluated_kinds` that are not stored."""
+def evaluation_kind(average: bool) -> str:
+    """Kind of the row that a finished evaluation writes last."""
+    return "ema" if average else "eval"
+
+
+def missing_evaluations(
+    config: RunConfig, folder: RunFolder, step: int, rows: Iterable[Row]
+) -> tuple[bool, ...]:
+    """Those of `evaluated_kinds` that the run does not have. Scores without a row among the run's
+    valid `rows` are of an earlier start, which may have had another configuration."""
+    valid = {row["kind"] for row in rows if row["step"] == step}
     return tuple(
         average
         for average in evaluated_kinds(config, step)
-        if not folder.exists(scores_file(step, average))
+        if evaluation_kind(average) not in valid or not folder.exists(scores_file(step, average))
     )
 
 

@@ -25,12 +25,15 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint._fsspec_filesystem import FsspecReader, FsspecWriter
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
+from torch.distributed.checkpoint.storage import WriteResult
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.futures import Future
 from torch.utils.checkpoint import checkpoint
 
-from learner.storage_errors import StoreRefused, is_transient
+from learner.storage_errors import StoreRefused, first_cause, is_transient
 
 log = logging.getLogger(__name__)
 
@@ -248,6 +251,16 @@ def all_gather_rows(rows: Tensor, world_size: int) -> Tensor:
     return torch.cat([part[: int(count)] for part, count in zip(parts, counts, strict=True)])
 
 
+class _ShardWriter(FsspecWriter):  # type: ignore[misc]  # torch does not type it
+    """Fails by the store's own error, which says whether waiting may help."""
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        try:
+            return super().write_data(plan, planner)
+        except RuntimeError as error:
+            raise first_cause(error) from None
+
+
 def save_sharded(
     url: str, state: dict[str, object], group: dist.ProcessGroup | None = None
 ) -> None:
@@ -264,7 +277,7 @@ def save_sharded(
             warnings.filterwarnings("ignore", message="Detected an existing checkpoint")
             dcp.save(
                 state,
-                storage_writer=FsspecWriter(url, sync_files=local),
+                storage_writer=_ShardWriter(url, sync_files=local),
                 process_group=group,
             )
 

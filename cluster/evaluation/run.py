@@ -13,6 +13,7 @@ import contextlib
 import gc
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from cluster.clips import Clip, write_index
 from cluster.collect import gather_or_cancel
@@ -33,6 +34,7 @@ from cluster.evaluation.sampling import rollout_workers, sample, sampled_unlike_
 from cluster.evaluation.sources import UnreadableClip, listed, read_video
 from cluster.evaluation.vbench import add_vbench
 from cluster.local import local_rewards
+from cluster.patience import again
 from cluster.pools import Rewards
 from cluster.storage import RunFolder
 from cluster.weights import with_adapter
@@ -157,13 +159,16 @@ class _Measuring:
 
         async def one(clip: Clip) -> ClipFigures:
             async with places:
-                data = await asyncio.to_thread(RunFolder(url).read_bytes, clip.file)
+                read = partial(RunFolder(url).read_bytes, clip.file)
+                data = await asyncio.to_thread(again, f"reading {clip.file}", read)
                 if videos.root != RunFolder(url).root:
-                    await asyncio.to_thread(videos.write_bytes, clip.file, data)
+                    copy = partial(videos.write_bytes, clip.file, data)
+                    await asyncio.to_thread(again, f"writing {clip.file}", copy)
                 found = kept.read(clip, data)
                 if found is None:
                     found = await self._measured(clip, data, planned.frames)
-                    await asyncio.to_thread(kept.write, clip, data, found)
+                    keep = partial(kept.write, clip, data, found)
+                    await asyncio.to_thread(again, f"keeping {clip.file}", keep)
             self.done += 1
             failed = "".join(f"; {who} failed" for who in found.failures)
             self.say(f"{title}: {self.done}/{len(clips)} {clip.file}{failed}")

@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,16 @@ from cluster.clips import INDEX, Clip, write_index
 from cluster.config import ConfigError, RunConfig, flatten, resolve_model
 from cluster.evaluation.sources import Source
 from cluster.local import local_rollouts
+from cluster.lost import ObjectGone
+from cluster.patience import again
 from cluster.pools import Published, Rollouts
 from cluster.storage import RunFolder
 from cluster.video import encode_mp4
 from prompts.schema import Prompt
 
 IDENTITY = "sampling.json"
+MAX_LOSSES = 3
+"""Times that the same clips may be lost with the nodes that hold them."""
 MODEL_END = 1 << 20
 """Bytes of each end of a model's file that tell it from another."""
 SAMPLER = ("policy.", "rollout.shift", "rollout.eval_sampling_steps", "rollout.frames",
@@ -105,14 +110,29 @@ async def sample(
     for first in range(0, len(left), share):
         chunk = left[first : first + share]
         prompts, seeds = [prompt for prompt, _, _ in chunk], [seed for _, seed, _ in chunk]
-        videos = await rollouts.sample(prompts, seeds, published)
-        for (_, _, clip), video in zip(chunk, videos, strict=True):
-            data = await asyncio.to_thread(encode_mp4, await rollouts.pool.fetch(video))
-            await asyncio.to_thread(kept.write, clip, data)
-        await asyncio.to_thread(kept.note)
+        files = await _sampled(rollouts, prompts, seeds, published)
+        for (_, _, clip), data in zip(chunk, files, strict=True):
+            await asyncio.to_thread(again, f"writing {clip.file}", partial(kept.write, clip, data))
+        await asyncio.to_thread(again, f"writing {IDENTITY}", kept.note)
         done += len(chunk)
         say(f"{source.title}: {done}/{len(pairs)} sampled")
     write_index(folder, clips)
+
+
+async def _sampled(
+    rollouts: Rollouts, prompts: Sequence[Prompt], seeds: Sequence[int], published: Published
+) -> list[bytes]:
+    """Samples as mp4 files; made again where a node dies with them. ObjectGone the last time."""
+    for loss in range(1, MAX_LOSSES + 1):
+        videos = await rollouts.sample(prompts, seeds, published)
+        try:
+            tensors = [await rollouts.pool.fetch(video) for video in videos]
+        except ObjectGone:
+            if loss == MAX_LOSSES:
+                raise
+            continue
+        return [await asyncio.to_thread(encode_mp4, tensor) for tensor in tensors]
+    raise AssertionError("unreachable")
 
 
 class _Kept:

@@ -217,7 +217,8 @@ def test_a_model_of_unknown_size_is_not_refused_for_it() -> None:
 def test_downloads_need_room() -> None:
     assert findings(last(cache_free=0, to_fetch=0))["disk"].ok
     enough = findings(last(cache_free=18_000_000_000))["disk"]
-    assert enough.ok and "500 GB free, 18 GB to be fetched" in enough.line()
+    assert enough.ok
+    assert "500 GB free, 18 GB to be fetched" in enough.line()
     assert not findings(last(cache_free=18_000_000_000, one_disk=True))["disk"].ok
 
 
@@ -313,7 +314,9 @@ def test_weights_that_have_to_be_fetched_need_a_cache_that_can_be_written(
         assert probe.probe_model("owner/name").problem == said
         assert probe.probe_weights({"k": "owner/other"})["k"].problem == said
         checkpoints = tmp_path / "torch/hub/checkpoints"
-        assert f"downloads go to {checkpoints}" in probe._in_torch_home(f"{url}/alexnet.pth").problem
+        assert (
+            f"downloads go to {checkpoints}" in probe._in_torch_home(f"{url}/alexnet.pth").problem
+        )
     nowhere = probe._in_torch_home("http://127.0.0.1:9/alexnet.pth").problem
     assert nowhere.startswith(
         f"{checkpoints / 'alexnet.pth'} is not there, and http://127.0.0.1:9/"

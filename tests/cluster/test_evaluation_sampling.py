@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,6 +19,7 @@ from cluster.evaluation.measure import ClipFigures
 from cluster.evaluation.sampling import rollout_workers, sample, sampled_unlike_trained
 from cluster.evaluation.sources import Source, find_source, fixed_pairs
 from cluster.local import local_rollouts
+from cluster.lost import ObjectGone
 from cluster.pools import Published
 from cluster.storage import RunFolder
 from cluster.weights import with_adapter
@@ -57,6 +59,32 @@ def test_a_start_that_was_cut_off_goes_on(tmp_path: Path) -> None:
     assert lines[0].endswith("4 (prompt, seed) pairs, 2 of them sampled before")
     assert lines[1:] == [f"{source.title}: 4/4 sampled"]
     assert {f: cut.read_bytes(f) for f in files} == {f: whole.read_bytes(f) for f in files}
+
+
+@pytest.mark.parametrize("losses", [2, 3])
+def test_samples_that_die_with_their_node_are_made_again(tmp_path: Path, losses: int) -> None:
+    source, config = trained_and_config()
+    own, folder, lines = with_adapter(config, source.trained), RunFolder(str(tmp_path)), list[str]()
+    with rollout_workers(own, None, "cpu") as rollouts:
+        fetch, left = rollouts.pool.fetch, losses
+
+        async def lost(video: Any) -> Any:
+            nonlocal left
+            left -= 1
+            if left >= 0:
+                raise ObjectGone("the node died")
+            return await fetch(video)
+
+        rollouts.pool.fetch = lost  # type: ignore[method-assign]
+        chosen = fixed_pairs(config, "toy_test", 2)
+        work = sample(rollouts, own, source, chosen, folder, lines.append)
+        if losses == 3:
+            with pytest.raises(ObjectGone):
+                asyncio.run(work)
+            return
+        asyncio.run(work)
+    assert lines[-1] == f"{source.title}: 2/2 sampled"
+    assert len(read_clips(folder.url)) == 2
 
 
 def test_samples_of_other_weights_prompts_or_settings_are_not_taken_for_these(

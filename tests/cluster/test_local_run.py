@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -103,6 +104,27 @@ def test_run_killed_before_its_last_evaluation_makes_up_for_it(smallest: Build) 
     assert run(config, again) == checksum
     said = [line.partition(":")[0] for line in again if line.startswith(("eval", "averaged"))]
     assert said == ["averaged weights after 1 steps"]
+
+
+@pytest.mark.slow
+def test_a_start_that_reached_no_checkpoint_leaves_no_baseline(smallest: Build) -> None:
+    """Another reward, corrected in the same folder: its scores are none to compare with."""
+
+    def baseline(config: RunConfig) -> list[float]:
+        text = (Path(config.run) / "metrics.jsonl").read_text()
+        found = [json.loads(line) for line in text.splitlines()]
+        scores = json.loads((Path(config.run) / "samples/step_000000/scores.json").read_text())
+        (row,) = [row for row in found if (row["kind"], row["step"]) == ("eval", 0)]
+        assert row["reward"]["mean"] == pytest.approx(sum(s["total"] for s in scores) / len(scores))
+        return [s["total"] for s in scores]
+
+    config = smallest("steps=1", "eval.prompts=1")
+    run(config)
+    first = baseline(config)
+    shutil.rmtree(Path(config.run) / "checkpoints")
+    other = smallest("steps=1", "eval.prompts=1", "rewards.weights.recon=3")
+    run(other)
+    assert baseline(other) != first
 
 
 @pytest.mark.slow

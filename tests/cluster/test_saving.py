@@ -27,10 +27,13 @@ from cluster.audit import audit_run
 from cluster.checkpoint import CheckpointStore, RunState
 from cluster.config import RunConfig
 from cluster.lease import Holding, RunTaken
+from cluster.ledger import read_chain
 from cluster.loop import Trainer
 from cluster.lost import LearnerLost
 from cluster.pools import Workers
 from cluster.saving import Saver
+from cluster.storage import RunFolder
+from rewards.score import ScoreFailure
 
 Build = Callable[..., RunConfig]
 FAST = Durations(0.002, 0.002, learner_s=0.004)
@@ -107,6 +110,46 @@ def test_a_group_dropped_since_the_last_step_is_in_the_state_that_its_row_is_sav
     assert HELD in [entry.group for entry in saved.state.in_flight]
     assert DROPPED not in [entry.group for entry in saved.state.in_flight]
     resumed_in_order(config)
+
+
+def test_the_prompt_of_a_dropped_group_is_issued_again_after_a_stop_as_without_one(
+    smallest: Build,
+) -> None:
+    keys = (*LOOP, "checkpoint.every=100", "rewards.min_group_size=2")
+
+    def unscored(workers: Workers) -> None:
+        """Every member of the group `DROPPED` but one has no score."""
+        pool = workers.rewards.pools["reconstruction"]
+        assert isinstance(pool, SimulatedPool)
+        score = pool._methods["score"]
+
+        async def few(sample: tuple[int, int], *args: Any) -> Any:
+            if sample[0] == DROPPED and sample[1]:
+                return ScoreFailure("reconstruction", "no camera found", retry=False), None, None
+            return await score(sample, *args)
+
+        pool._methods["score"] = few
+
+    def prepare(workers: Workers, trainer: Trainer) -> None:
+        unscored(workers)
+        stopped_within(workers, trainer, lambda: bool(trainer.collector.dropped()))
+
+    def prompts(config: RunConfig) -> dict[int, str]:
+        found = CheckpointStore(config.run).newest_valid().checkpoint
+        assert found is not None
+        samples, _ = read_chain(RunFolder(config.run), found.state.ledger)
+        return {row.group: row.prompt_id for row in samples}
+
+    whole = smallest(*keys, name="whole")
+    assert train(whole, lambda workers, _: unscored(workers)).step == 6
+    config = smallest(*keys, name="stopped")
+    assert train(config, prepare).step == 2
+    saved = CheckpointStore(config.run).newest_valid().checkpoint
+    assert saved is not None
+    assert [entry.group for entry in saved.state.again] == [DROPPED]
+    assert train(config, lambda workers, _: unscored(workers)).step == 6
+    assert prompts(config) == prompts(whole)
+    assert audit_run(config.run).findings == ()
 
 
 def test_a_group_scored_since_the_last_step_is_kept_and_not_issued_again(
