@@ -76,7 +76,7 @@ class DivergedError(RunStopped):
 
 
 class _Stopping(Exception):
-    """SIGTERM came: what is being waited for is given up."""
+    """A stop was asked for: what is being waited for is given up."""
 
 
 @dataclass(slots=True)
@@ -99,7 +99,7 @@ class Trainer:
     examination: Examination = field(init=False)
     repetition: Repetition = field(init=False)
     stopping: bool = field(default=False, init=False)
-    """Whether SIGTERM has come."""
+    """Whether a stop was asked for."""
     _waiting_for: asyncio.Task[Any] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
@@ -146,10 +146,11 @@ class Trainer:
     async def train(self, state: RunState) -> RunState:
         """Prove the set-up, then step from `state` to `config.steps`; the state reached.
 
-        SIGTERM ends it early, with a durable checkpoint of the last whole step.
+        SIGTERM or Ctrl-C ends it early, with a durable checkpoint of the last whole step; Ctrl-C
+        once more ends it at once.
         """
         self.saver.durable = state.step
-        with self._on_sigterm():
+        with self._on_signals():
             try:
                 weights = await self._give_up_if_stopped(self.learner.start(state))
                 await self._prepare(state, weights)
@@ -163,7 +164,7 @@ class Trainer:
                 await self.saver.finish(state)  # whatever the examination finds
                 await self._give_up_if_stopped(self.examination.finish())
             except _Stopping:
-                self.metrics.say(f"SIGTERM: leaving after step {state.step}")
+                self.metrics.say(f"stopped: leaving after step {state.step}")
             finally:
                 await self.supervisor.stop()
                 await self.examination.close()
@@ -312,10 +313,21 @@ class Trainer:
         raise RunStopped(f"the videos of the evaluation of step {step} were lost again and again")
 
     @contextlib.contextmanager
-    def _on_sigterm(self) -> Iterator[None]:
-        loop = asyncio.get_running_loop()
+    def _on_signals(self) -> Iterator[None]:
+        loop, before = asyncio.get_running_loop(), signal.getsignal(signal.SIGINT)
+
+        def default_again() -> None:
+            if loop.remove_signal_handler(signal.SIGINT):
+                signal.signal(signal.SIGINT, before)
+
+        def interrupted() -> None:
+            default_again()
+            self.metrics.say("leaving after this update, with a checkpoint; Ctrl-C again: at once")
+            self.stop()
+
         try:
             loop.add_signal_handler(signal.SIGTERM, self.stop)
+            loop.add_signal_handler(signal.SIGINT, interrupted)
         except (RuntimeError, ValueError):  # not the main thread: whoever runs it ends it
             yield
             return
@@ -323,6 +335,7 @@ class Trainer:
             yield
         finally:
             loop.remove_signal_handler(signal.SIGTERM)
+            default_again()
 
     def stop(self) -> None:
         """Leave after the update in progress, with a durable checkpoint."""

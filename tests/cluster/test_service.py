@@ -337,11 +337,14 @@ def test_sigterm_while_the_ranks_load_ends_the_run_with_the_checkpoint_that_is_t
 
     config = config.model_copy(update={"steps": 4})
     after, said = run(config, Loading(config, FAST))
-    assert said[-1] == "SIGTERM: leaving after step 2"
+    assert said[-1] == "stopped: leaving after step 2"
     assert (after.step, after.weights_checksum) == (2, before.weights_checksum)
 
 
-def test_sigterm_leaves_a_checkpoint_and_the_run_goes_on(smallest: Build) -> None:
+@pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_leaves_a_checkpoint_and_the_run_goes_on(
+    smallest: Build, kind: signal.Signals
+) -> None:
     config = smallest(*LOOP, "checkpoint.every=100", "max_staleness=1", "steps=8")
     slow = Durations(0.02, 0.01, learner_s=0.03)
     said: list[str] = []
@@ -349,7 +352,7 @@ def test_sigterm_leaves_a_checkpoint_and_the_run_goes_on(smallest: Build) -> Non
     def say(line: str) -> None:
         said.append(line)
         if line.startswith("step    1/8"):
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), kind)
 
     async def train() -> RunState:
         workers = simulated_workers(config, slow)
@@ -358,7 +361,8 @@ def test_sigterm_leaves_a_checkpoint_and_the_run_goes_on(smallest: Build) -> Non
 
     state = asyncio.run(train())
     assert 0 < state.step < 8
-    assert any("SIGTERM" in line for line in said)
+    assert f"stopped: leaving after step {state.step}" in said
+    assert any("Ctrl-C again" in line for line in said) == (kind == signal.SIGINT)
     newest = CheckpointStore(config.run).newest_valid().checkpoint
     assert newest is not None
     assert newest.step == state.step
@@ -367,3 +371,21 @@ def test_sigterm_leaves_a_checkpoint_and_the_run_goes_on(smallest: Build) -> Non
     assert final.step == 8
     in_order(config)
     assert not list(Path(config.run).glob("**/*.partial"))
+
+
+def test_a_second_interrupt_ends_the_run_at_once(smallest: Build) -> None:
+    config = smallest(*LOOP, "checkpoint.every=100", "steps=8")
+    handler = signal.getsignal(signal.SIGINT)
+
+    def say(line: str) -> None:
+        if line.startswith(("step    2/8", "stopped: leaving")):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    async def train() -> RunState:
+        trainer, state = simulated_trainer(config, simulated_workers(config, FAST), say)
+        return await trainer.train(state)
+
+    with pytest.raises(KeyboardInterrupt):
+        asyncio.run(train())
+    assert CheckpointStore(config.run).newest_valid().checkpoint is None
+    assert signal.getsignal(signal.SIGINT) is handler
