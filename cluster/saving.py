@@ -27,6 +27,9 @@ from learner.storage_errors import is_transient
 POLL_S = 0.1
 
 
+ROOM_S = 5.0
+"""How long a step of training waits for the store to make room for a checkpoint."""
+
 Snapshot = tuple[RunState, Waiting]
 """A state with the groups that are in flight now, and those of them that are scored."""
 
@@ -61,6 +64,8 @@ class Saver:
         self._ledger, self._learner, self._pool, self._say = ledger, learner, pool, say
         self._snapshot, self._confirm_held = snapshot, confirm_held
         self._task: asyncio.Task[None] | None = None
+        self._making: tuple[int, asyncio.Task[str]] | None = None
+        """A step whose room is made; one at a time, since a second could delete what was saved."""
         self._overdue = False
         self._pause_s, self._not_before = FIRST_PAUSE_S, 0.0
 
@@ -103,8 +108,7 @@ class Saver:
         pending = self._ledger.pending()
         started = time.perf_counter()
         try:
-            url = await asyncio.to_thread(self._make_room, state.step)
-            await self._learner.begin_save(url)
+            await self._learner.begin_save(await self._room(state.step))
         except LearnerLost:
             raise  # fresh ranks were lost again and again: no repetition mends that
         except Exception as error:
@@ -142,6 +146,21 @@ class Saver:
             await self._delete_older()
 
         self._task = asyncio.get_running_loop().create_task(complete())
+
+    async def _room(self, step: int) -> str:
+        """URL of a step's checkpoint, where nothing is. TimeoutError where a store in trouble takes
+        its time: training goes on, and the next attempt finds what this one began."""
+        while True:
+            if self._making is None:
+                work = asyncio.to_thread(self._make_room, step)
+                self._making = step, asyncio.get_running_loop().create_task(work)
+            made_for, making = self._making
+            if not (await asyncio.wait({making}, timeout=ROOM_S))[0]:
+                raise TimeoutError(f"the store has made no room for it within {ROOM_S:g} s")
+            self._making = None
+            url = making.result()
+            if made_for == step:
+                return url
 
     async def _delete_older(self) -> None:
         """What was saved counts, whether or not the store deletes anything."""

@@ -199,6 +199,33 @@ def test_a_stop_while_training_waits_for_a_slow_store_leaves_a_checkpoint(
     assert saved.step == 2
 
 
+def test_a_store_that_is_slow_to_make_room_stops_no_step(
+    smallest: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cluster.saving.ROOM_S", 0.01)
+    monkeypatch.setattr("cluster.saving.FIRST_PAUSE_S", 0.01)
+    make_room, rooms, steps_meanwhile = Saver._make_room, list[int](), list[int]()
+    config = smallest(*LOOP, "checkpoint.every=1", "checkpoint.max_unsaved_steps=4")
+
+    def slow(self: Saver, step: int) -> str:
+        rooms.append(step)
+        before = len(rows(config))
+        time.sleep(2.0 if step == 1 else 0.05)
+        steps_meanwhile.append(len(rows(config)) - before)
+        assert rooms[-1] == step, "another one began meanwhile"
+        return make_room(self, step)
+
+    monkeypatch.setattr(Saver, "_make_room", slow)
+    assert train(config, None).step == 6
+    assert rooms[0] == 1
+    assert len(set(rooms)) == len(rooms)
+    assert steps_meanwhile[0] == 4, "as many as may be unsaved"
+    saved = CheckpointStore(config.run).newest_valid().checkpoint
+    assert saved is not None
+    assert saved.step == 6
+    assert audit_run(config.run).findings == ()
+
+
 def test_ranks_that_cannot_begin_the_last_save_end_the_run(smallest: Build) -> None:
     config = smallest(*LOOP, "steps=2", "checkpoint.every=100")
     ranks = SimulatedRanks(config, FAST, fail_at=[("begin_save", -1)] * 20)
