@@ -125,7 +125,7 @@ def known_answer_judge(worker: JudgeWorker) -> dict[str, float]:
             "empty": np.zeros_like(picture),
         }
         scores = {
-            name: _part(partial(worker.score, image, canary.prompt), "meta", name)
+            name: _score(partial(worker.score, image, canary.prompt), name).parts["meta"]
             for name, image in pictures.items()
         }
         _require_order("judge", canary.name, scores, FRAME_MARGIN)
@@ -134,22 +134,25 @@ def known_answer_judge(worker: JudgeWorker) -> dict[str, float]:
 
 
 def known_answer_aesthetic(worker: AestheticWorker) -> dict[str, float]:
-    """R_gen of a good clip, of a colourless one and of a speckled one, by name."""
+    """R_gen of a good clip, of a colourless one and of a speckled one, by name; before it is
+    clipped, since a learned scorer may find all of these small pictures too poor for its range."""
     rows: dict[str, float] = {}
     for canary in proof_clips():
         versions = {"good": canary.video} | {
             spoil.__name__: spoil(canary.video) for spoil in (greyed, speckled)
         }
         scores = {
-            name: _part(partial(worker.score, video, canary.prompt), "gen", name)
+            name: _score(partial(worker.score, video, canary.prompt), name).raw["aesthetic_raw"]
             for name, video in versions.items()
         }
+        offset, scale = worker.config.offset, worker.config.scale
+        scores = {name: (raw - offset) / scale for name, raw in scores.items()}
         _require_order("aesthetic", canary.name, scores, FRAME_MARGIN)
         rows |= {f"{canary.name}.{name}": value for name, value in scores.items()}
     return rows
 
 
-def _part(score: Callable[[], Score | ScoreFailure], part: str, name: str) -> float:
+def _score(score: Callable[[], Score | ScoreFailure], name: str) -> Score:
     for _ in range(ATTEMPTS):
         try:
             outcome = score()
@@ -159,7 +162,7 @@ def _part(score: Callable[[], Score | ScoreFailure], part: str, name: str) -> fl
             break
     if isinstance(outcome, ScoreFailure):
         raise KnownAnswerError(f"{outcome.kind} cannot score the {name} clip: {outcome.reason}")
-    return outcome.parts[part]
+    return outcome
 
 
 def _require_order(kind: str, clip: str, scores: Mapping[str, float], margin: float) -> None:

@@ -17,10 +17,11 @@ from prompts.schema import Prompt
 from rewards import known_answer, spoilt
 from rewards.aesthetic_worker import AestheticWorker
 from rewards.checks import WorkerBroken, guarded
-from rewards.config import JudgeConfig, ReconstructionConfig, RewardConfig
+from rewards.config import AestheticConfig, JudgeConfig, ReconstructionConfig, RewardConfig
 from rewards.judge_worker import JudgeWorker
 from rewards.known_answer import KnownAnswerError, canaries, known_answer_aesthetic
 from rewards.score import Score, ScoreFailure
+from rewards.scoring import affine_to_unit
 from rewards.worker import ReconstructionWorker
 from tests.rewards.clips import clip, decoded, independent
 from toyworld.scenes import CORRUPTIONS
@@ -287,6 +288,25 @@ def test_what_ends_a_worker_is_no_failure_of_a_sample(error: Exception) -> None:
 
     with pytest.raises(KnownAnswerError, match=r"the good clip finds a broken worker"):
         known_answer_aesthetic(cast(AestheticWorker, Broken()))
+
+
+def test_known_clips_below_the_range_of_the_reward_are_still_told_apart() -> None:
+    """A scorer that finds all of them poor: the good one at -3, where R_gen is clipped at -2."""
+
+    class Strict:
+        config = AestheticConfig(offset=5.0, scale=7.0)
+
+        def score(self, video: np.ndarray, *_: object) -> Score:
+            grey = not np.ptp(video, axis=-1).any()
+            known = any(np.array_equal(video, canary.video) for canary in canaries())
+            raw = -3.0 if known else (-4.0 if grey else -6.5)
+            gen = affine_to_unit(raw, self.config.offset, self.config.scale)
+            return Score("aesthetic", {"gen": gen}, {"aesthetic_raw": raw}, "strict")
+
+    rows = known_answer_aesthetic(cast(AestheticWorker, Strict()))
+    assert rows["orbit.good"] == pytest.approx(-8 / 7)
+    assert rows["orbit.greyed"] == pytest.approx(-9 / 7)
+    assert rows["push.speckled"] == pytest.approx(-11.5 / 7)
 
 
 @pytest.mark.parametrize(("retry", "asked"), [(True, 3), (False, 1)])
