@@ -14,7 +14,8 @@ def keyed_seed(*key: int | str) -> int:
     """A seed in [0, 2^63) from a key such as ("window", run seed, group, member, step).
 
     The first eight bytes of the SHA-256 of the key's compact JSON, without the top bit: stable
-    across machines, processes and versions, and different for ("1",) and (1,).
+    across machines, processes and versions, and different for ("1",) and (1,). torch's CPU
+    generator takes the lower 32 bits alone: of a million draws some are the same stream.
     """
     text = json.dumps(key, separators=(",", ":"), ensure_ascii=True)
     digest = hashlib.sha256(text.encode("ascii")).digest()

@@ -27,6 +27,7 @@ import psutil
 
 from cluster.config import INTERRUPTED, LOG_ROTATION, LOOPBACK, REPOSITORY, ConfigError, load
 from cluster.runs import check_before_start
+from cluster.signals import sigterm_interrupts
 
 HEAD_TIMEOUT_S = 120
 OBJECT_STORE_BYTES = 512 * 1024**2
@@ -76,15 +77,10 @@ def submit(address: str, environment: dict[str, str], command: Sequence[str]) ->
 def ray_head(cpus: int = 4) -> Iterator[tuple[str, dict[str, str]]]:
     """A Ray head with dashboard on loopback; yields its address and the environment to reach it.
 
-    Until it has stopped, SIGTERM to this process is a KeyboardInterrupt: a command that is ended by
-    `kill` or `timeout` leaves as little behind as after Ctrl-C. To be entered in the main thread.
+    Until it has stopped, SIGTERM is a KeyboardInterrupt. To be entered in the main thread.
     """
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        with _head(cpus) as found:
-            yield found
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    with sigterm_interrupts(), _head(cpus) as found:
+        yield found
 
 
 @contextlib.contextmanager

@@ -54,6 +54,10 @@ def _evaluate(options: argparse.Namespace) -> int:
     average = None if options.weights is None else options.weights == "ema"
     names = [options.source] + ([options.against] if options.against else [])
     sources = [find_source(name, average) for name in names]
+    if average is not None and all(source.trained is None for source in sources):
+        raise ConfigError("--weights chooses among a run's weights; no run is evaluated")
+    if options.pairs is not None and all(source.videos is not None for source in sources):
+        raise ConfigError("--pairs is of models that are sampled; all videos of a folder are taken")
     config = config_of(sources, options.preset, options.overrides)
     if options.vbench is not None and shutil.which(options.vbench) is None:
         raise ConfigError(

@@ -88,8 +88,21 @@ def _trained(options: argparse.Namespace) -> TrainedWeights | None:
     return load_weights(absolute_url(options.lora), average)
 
 
+WITHOUT_EFFECT = {
+    "seed": "--seed keys the noise",
+    "rollout.sampling_steps": "rollout.eval_sampling_steps is how many steps a video takes",
+}
+
+
 def _config(options: argparse.Namespace, trained: TrainedWeights | None) -> RunConfig:
-    """The preset where one is named, else the configuration that the LoRA was trained under."""
+    """The preset where one is named, else the configuration that the LoRA was trained under.
+    ConfigError for a key that changes nothing here."""
+    for key in (override.partition("=")[0] for override in options.overrides):
+        why = WITHOUT_EFFECT.get(key)
+        if trained is not None and key.startswith("policy.lora."):
+            why = "an adapter is applied as it was trained"
+        if why:
+            raise ConfigError(f"{key} changes no video: {why}")
     if trained is None or options.preset is not None:
         return load(options.preset or "toy", options.overrides)
     return with_overrides(trained.config, options.overrides)

@@ -134,14 +134,14 @@ def write_group(
     fs.pipe_file(f"{stem}.json", kept.model_dump_json().encode())
 
 
-def read_groups(url: str) -> Iterator[StoredGroup]:
-    """Every group below a directory URL, ascending by serial, one in memory at a time; none where
-    it does not exist."""
+def read_groups(url: str, videos: bool = True) -> Iterator[StoredGroup]:
+    """Every group below a directory URL, ascending by serial, one in memory at a time, with its
+    videos or without; none where it does not exist."""
     fs, path = url_to_fs(url)
     if not fs.exists(path):
         return
     names = sorted(fs.ls(path, False))
-    present = set(names)
+    present = set(names) if videos else set()
     for name in filter(_is_group, names):
         yield again(f"reading {name}", partial(_read, fs, name, present))
 

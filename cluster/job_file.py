@@ -31,6 +31,11 @@ class JobFile:
 
     def extended(self, arguments: Sequence[str], working_dir: str | None) -> JobFile:
         """The same job with arguments added to its command, and a folder to upload."""
+        if arguments and "\n" in self.entrypoint:
+            raise ConfigError(
+                "spec.entrypoint has several lines, to which nothing can be added: "
+                f"{arguments[0]!r} belongs into the file"
+            )
         command = f"{self.entrypoint} {shlex.join(arguments)}" if arguments else self.entrypoint
         environment = dict(self.runtime_env)
         if working_dir is not None:
@@ -56,7 +61,8 @@ def read_job_file(path: str) -> JobFile:
     if not isinstance(spec, dict):
         raise ConfigError(f"job file {path!r}: spec is missing or no mapping")
     return JobFile(
-        entrypoint=_get(path, spec, "entrypoint", str, required=True),
+        # A block scalar ends with a newline, after which a shell would begin another command.
+        entrypoint=_get(path, spec, "entrypoint", str, required=True).strip(),
         runtime_env=_runtime_env(path, spec),
         metadata={k: str(v) for k, v in (_get(path, spec, "metadata", dict) or {}).items()},
         retries=_retries(path, spec),
@@ -69,7 +75,7 @@ def read_job_file(path: str) -> JobFile:
 
 def _get(path: str, spec: dict[str, Any], key: str, kind: Any, required: bool = False) -> Any:
     value = spec.get(key)
-    empty = value is None or value == ""
+    empty = value is None or (isinstance(value, str) and not value.strip())
     if (empty and required) or (not empty and not isinstance(value, kind)):
         names = {str: "text", dict: "a mapping", int: "a whole number"}.get(kind, "a number")
         raise ConfigError(f"job file {path!r}: spec.{key} = {value!r} is not allowed: {names}")

@@ -17,6 +17,8 @@ from learner.schedule import Phase
 Extreme = Literal["best", "worst"]
 
 ARTIFACTS = "artifacts"
+REPORT = "report"
+"""Folders of a run: kept groups, and the page with its copies of them."""
 Poses = list[list[list[float]]]
 """Camera-to-world matrices [F, 4, 4] relative to the first camera, as JSON."""
 
@@ -84,6 +86,16 @@ class KeptGroup(BaseModel):
 def step_folder(step: int) -> str:
     """Folder of a step's kept groups, relative to the run."""
     return f"{ARTIFACTS}/step_{step:06d}"
+
+
+def drop_superseded(folder: RunFolder, step: int) -> None:
+    """Delete what an earlier start kept of the steps from `step` on, and the report's copies: they
+    are made again, and may be of other groups."""
+    for below in (ARTIFACTS, f"{REPORT}/media/{ARTIFACTS}"):
+        names = {name[len(below) + 1 :].partition("/")[0] for name in folder.sizes(below)}
+        for name in sorted(names):
+            if name.startswith("step_") and int(name.removeprefix("step_")) >= step:
+                folder.remove(f"{below}/{name}")
 
 
 def load_groups(folder: RunFolder) -> list[KeptGroup]:

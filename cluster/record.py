@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -146,9 +146,9 @@ def read_step(folder: RunFolder, step: int) -> RecordedStep:
     return RecordedStep.model_validate_json(folder.read_bytes(f"{step_folder(step)}/step.json"))
 
 
-def read_step_groups(folder: RunFolder, step: int) -> list[StoredGroup]:
-    """The groups of a recorded step, ascending."""
-    return list(read_groups(f"{folder.url}/{step_folder(step)}"))
+def read_step_groups(folder: RunFolder, step: int, videos: bool) -> Iterator[StoredGroup]:
+    """The groups of a recorded step, ascending; with their videos one has gigabytes."""
+    return read_groups(f"{folder.url}/{step_folder(step)}", videos)
 
 
 def read_weights(folder: RunFolder, step: int, version: WeightsVersion) -> LoraWeights:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -93,22 +93,19 @@ async def replay(
     """Run a stage of some recorded steps again and say, step by step, what came out."""
     folder, found = RunFolder(config.run), []
     for step in steps:
-        groups, done = read_step_groups(folder, step), read_step(folder, step)
-        if not isinstance(calls, Rollouts | Rewards):
-            again = await _learner(folder, done, groups, calls)
+        done = read_step(folder, step)
+        groups = _Whole(read_step_groups(folder, step, videos=stage != "learner"))
+        if isinstance(calls, Rollouts):
+            again = await _rollout(folder, done, groups, calls)
+        elif isinstance(calls, Rewards):
+            again = await _rewards(config, done, groups, calls)
         else:
-            # Of groups that this start took over from an earlier one (`checkpoint.keep_inflight`)
-            # neither videos nor weights were there to be recorded.
-            whole = [stored for stored in groups if stored.videos]
-            if len(whole) < len(groups):
-                lost = f"{len(groups) - len(whole)} of {len(groups)} groups"
-                say(f"replay  step {step:>4}: {lost} of an earlier start left out")
-            if not whole:
+            again = await _learner(folder, done, groups.groups, calls)
+        if groups.lost:
+            lost = f"{groups.lost} of {groups.lost + groups.whole} groups"
+            say(f"replay  step {step:>4}: {lost} of an earlier start left out")
+            if not groups.whole:
                 continue
-            if isinstance(calls, Rollouts):
-                again = await _rollout(folder, done, whole, calls)
-            else:
-                again = await _rewards(config, done, whole, calls)
         found.append(again)
         outcome = "identical bits" if again.identical else "differs"
         say(f"replay  step {step:>4} {stage}: {again.summary}: {outcome}")
@@ -120,13 +117,29 @@ async def replay(
     return found
 
 
+class _Whole:
+    """Groups with videos, one in memory at a time. Of those that a start took over from an earlier
+    one (`checkpoint.keep_inflight`) neither videos nor weights were there to be recorded."""
+
+    def __init__(self, groups: Iterator[StoredGroup]) -> None:
+        self.groups, self.whole, self.lost = groups, 0, 0
+
+    def __iter__(self) -> Iterator[StoredGroup]:
+        for stored in self.groups:
+            if stored.videos:
+                self.whole += 1
+                yield stored
+            else:
+                self.lost += 1
+
+
 def to_rows(found: Sequence[Replayed]) -> list[dict[str, Any]]:
     """What `--json` writes."""
     return [asdict(again) for again in found]
 
 
 async def _rollout(
-    folder: RunFolder, done: RecordedStep, groups: Sequence[StoredGroup], rollouts: Rollouts
+    folder: RunFolder, done: RecordedStep, groups: Iterable[StoredGroup], rollouts: Rollouts
 ) -> Replayed:
     """Draw every group again with the weights that it was drawn from."""
     pool = rollouts.pool
@@ -148,7 +161,8 @@ async def _rollout(
                 }
             )
     worst = {
-        name: max(row[name] for row in rows) for name in ("states", "log_probs", "grey_levels")
+        name: max((row[name] for row in rows), default=0.0)
+        for name in ("states", "log_probs", "grey_levels")
     }
     shown = ", ".join(f"{name} {value:.2g}" for name, value in worst.items())
     return Replayed(
@@ -168,7 +182,7 @@ def _gap(before: Any, after: Any) -> float:
 
 
 async def _rewards(
-    config: RunConfig, done: RecordedStep, groups: Sequence[StoredGroup], rewards: Rewards
+    config: RunConfig, done: RecordedStep, groups: Iterable[StoredGroup], rewards: Rewards
 ) -> Replayed:
     """Score every stored video again, and combine the parts by the configuration's weights."""
     rows: list[dict[str, Any]] = []
@@ -193,7 +207,8 @@ async def _rewards(
                 }
             )
     both = [r for r in rows if r["before"] is not None and r["after"] is not None]
-    kept = sum(_same_order(both, stored.request.group) for stored in groups)
+    serials = sorted({row["group"] for row in rows})
+    kept = sum(_same_order(both, serial) for serial in serials)
     means = [
         statistics.fmean(r[name] for r in both) if both else 0.0 for name in ("before", "after")
     ]
@@ -205,7 +220,7 @@ async def _rewards(
         "rewards",
         identical,
         f"{len(rows)} samples, {len(both)} scored before and after, mean total {means[0]:.4f} -> "
-        f"{means[1]:.4f}, order kept in {kept} of {len(groups)} groups",
+        f"{means[1]:.4f}, order kept in {kept} of {len(serials)} groups",
         rows,
     )
 
@@ -220,17 +235,17 @@ def _same_order(rows: Sequence[dict[str, Any]], group: int) -> bool:
 
 
 async def _learner(
-    folder: RunFolder, done: RecordedStep, groups: Sequence[StoredGroup], learner: Learner
+    folder: RunFolder, done: RecordedStep, groups: Iterable[StoredGroup], learner: Learner
 ) -> Replayed:
     """Take the step again, from the state before it."""
     pool = learner.ranks
     await learner.load(f"{folder.url}/{step_folder(done.step)}/learner")
-    trajectories = [
-        await pool.store(stored.trajectories[member])
-        for stored in groups
-        for member in stored.group.members
-    ]
-    report = await learner.step(done.step, [stored.group for stored in groups], trajectories)
+    scored, trajectories = [], []
+    for stored in groups:
+        scored.append(stored.group)
+        for member in stored.group.members:
+            trajectories.append(await pool.store(stored.trajectories[member]))
+    report = await learner.step(done.step, scored, trajectories)
     version = (await learner.publish(done.step + 1, "replay")).version
     if report.account != done.account:
         raise DeliveryError(

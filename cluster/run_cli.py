@@ -47,6 +47,12 @@ def _replay(options: argparse.Namespace) -> int:
     from cluster.replay import open_stage, replay, steps_to_replay, to_rows
 
     steps = steps_to_replay(RunFolder(config.run), options.step)
+    if options.json:  # before hours of work, not after
+        try:
+            options.json.parent.mkdir(parents=True, exist_ok=True)
+            options.json.touch()
+        except OSError as error:
+            raise ConfigError(f"--json {str(options.json)!r}: {error.strerror}") from None
     with open_stage(config, options.stage, options.local) as calls:
         found = asyncio.run(replay(config, calls, options.stage, steps, print))
     if options.json:

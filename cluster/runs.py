@@ -8,6 +8,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
 from cluster.checkpoint import CheckpointStore, IncompatibleCheckpoint, RunState
@@ -20,8 +21,10 @@ from cluster.config import (
     resolve_model,
     to_json,
 )
+from cluster.kept import drop_superseded
 from cluster.lease import Holding, held
 from cluster.letter import explain
+from cluster.patience import again
 from cluster.report.refresh import Refresher
 from cluster.rows import rows_before
 from cluster.storage import (
@@ -108,6 +111,7 @@ def _train(
     if state.step > 0:
         _say_changed_rate(folder, config, say)
     folder.write_text("config.json", to_json(config))
+    again("deleting what an earlier start kept", partial(drop_superseded, folder, state.step))
     say(
         f"run {config.run}: {config.steps} steps of {config.rollout.groups_per_step} groups x "
         f"{config.rollout.group_size} samples, from step {state.step}"

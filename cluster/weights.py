@@ -112,10 +112,13 @@ def _exported(folder: RunFolder, average: bool | None) -> TrainedWeights:
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
+    from actors.trajectory import weights_checksum
+
     try:
         training = json.loads(folder.read_text(TRAINING))
         config = from_tree(training["config"])
         step, averaged = int(training["step"]), bool(training["average"])
+        checksum = str(training["weights_checksum"])
         stored = load(folder.read_bytes(ADAPTER))
     except (ValueError, KeyError, TypeError, OSError, SafetensorError) as error:
         raise ConfigError(
@@ -125,4 +128,9 @@ def _exported(folder: RunFolder, average: bool | None) -> TrainedWeights:
         held = "averaged" if averaged else "raw"
         raise ConfigError(f"the export {folder.url!r} holds the {held} weights alone")
     weights = {name.removeprefix("transformer."): array for name, array in stored.items()}
-    return TrainedWeights(folder.url, config, step, averaged, dict(sorted(weights.items())))
+    weights = dict(sorted(weights.items()))
+    if weights_checksum(weights) != checksum:
+        raise ConfigError(
+            f"the export {folder.url!r} holds other weights in {ADAPTER} than its {TRAINING} names"
+        )
+    return TrainedWeights(folder.url, config, step, averaged, weights)

@@ -38,6 +38,9 @@ class LearnerConfig(BaseModel):
     it never falls (the paper's). Noise of the gradient keeps a constant step from settling."""
     betas: tuple[Decay, Decay] = (0.9, 0.999)
     """AdamW's moment decays."""
+    adam_epsilon: float = Field(default=1e-8, ge=1e-20, le=1, allow_inf_nan=False)
+    """AdamW's epsilon (Flow-GRPO and torch: 1e-8). Gradients of long, large clips may be as small:
+    where the step's `adam_damping` is far above 0, a smaller one gives them their steps back."""
     weight_decay: float = Field(default=1e-4, ge=0, le=1, allow_inf_nan=False)
     """AdamW's decoupled weight decay."""
     beta_kl: float = Field(default=0.004, ge=0, le=1000, allow_inf_nan=False)
@@ -54,7 +57,8 @@ class LearnerConfig(BaseModel):
     max_grad_norm: float = Field(default=1.0, gt=0, le=1e6, allow_inf_nan=False)
     """Norm that the gradient is clipped to."""
     ema_decay: float = Field(default=0.99, ge=0, lt=1, allow_inf_nan=False)
-    """Decay of the running average of the trained weights; 0 keeps the raw weights."""
+    """Decay of the running average of the trained weights, which a young average grows to
+    (`learner.lora.average_decay`); 0 keeps the raw weights."""
     activation_checkpointing: bool = True
     """Recompute each transformer block in the backward pass instead of storing it."""
     replicate_frozen: bool = False

@@ -19,6 +19,13 @@ def start_average(current: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in current.items()}
 
 
+def average_decay(updates: int, decay: float) -> float:
+    """Decay of the running average at the update that is the `updates`-th applied one: it grows to
+    `decay`, so that a young average is of what was trained and not of where it began (as in
+    Flow-GRPO's code)."""
+    return min(decay, (1 + updates) / (10 + updates))
+
+
 @torch.no_grad()
 def update_average(
     average: Mapping[str, Tensor], current: Mapping[str, Tensor], decay: float

@@ -47,6 +47,7 @@ class ShardedAdamW:
                 for share, shards in shards_at.items()
             ],
             betas=config.betas,
+            eps=config.adam_epsilon,
             weight_decay=config.weight_decay,
         )
         # Present from the start, so that a checkpoint of step 0 has the same layout.
@@ -81,11 +82,36 @@ class ShardedAdamW:
         for name, gradient in self._gradients():
             self._shards[name].grad = gradient.mul_(scale)
         if self._config.decay_updates:
-            # AdamW counts the updates it has applied, and a checkpoint holds its count.
-            done = max(int(moments["step"]) for moments in self._state.values())
             for group in self._adamw.param_groups:
-                group["lr"] = learning_rate_after(done, self._config) * group["share"]
+                group["lr"] = learning_rate_after(self.updates(), self._config) * group["share"]
         self._adamw.step()
+
+    def updates(self) -> int:
+        """Updates applied so far: AdamW counts them, and a checkpoint holds its count."""
+        return max(int(moments["step"]) for moments in self._state.values())
+
+    @torch.no_grad()
+    def damping(self) -> float:
+        """Mean over the elements that have a gradient of epsilon / (root of the second moment +
+        epsilon), by which AdamW's epsilon shortens their steps: 0 as long as gradients are much
+        larger, near 1 where they are so small that nothing moves. Collective.
+
+        log p is a mean over a clip's latents, so that gradients fall with its size.
+        """
+        corrected = 1.0 - self._config.betas[1] ** self.updates()
+        damped, count = 0.0, 0
+        for name, shard in self._shards.items():
+            seen = self._adamw.state[shard]["exp_avg_sq"]
+            seen = seen[seen > 0]
+            if self._config.lora_a_share or ".lora_A." not in name:
+                root = (seen / corrected).sqrt_().double()
+                damped += float(
+                    (self._config.adam_epsilon / (root + self._config.adam_epsilon)).sum()
+                )
+                count += len(seen)
+        sums = torch.tensor([[damped, float(count)]], dtype=torch.float64)
+        total = all_gather_rows(sums, self._config.ranks).sum(dim=0)
+        return float(total[0] / total[1]) if total[1] else 0.0
 
     def clear(self) -> None:
         """Drop the gradients."""

@@ -45,7 +45,7 @@ from learner.batch import (
 )
 from learner.config import LearnerConfig
 from learner.grpo import SurrogateOutput, summarize_window, surrogate
-from learner.lora import start_average, to_numpy, update_average
+from learner.lora import average_decay, start_average, to_numpy, update_average
 from learner.optimizer import ShardedAdamW
 from learner.proof import (
     RatioProof,
@@ -440,7 +440,8 @@ class LearnerRank:
             reason = f"the gradient norm is {norm}"
         else:
             self._optimizer.step(norm)
-            update_average(self._average, self._lora, self._config.ema_decay)
+            decay = average_decay(self._optimizer.updates(), self._config.ema_decay)
+            update_average(self._average, self._lora, decay)
         self._optimizer.clear()
         return loss, norm, reason
 
@@ -458,4 +459,5 @@ class LearnerRank:
             "groups": float(len(groups)),
             "samples": float(len(trainable_indices(groups))),
             "updates_skipped": float(skipped),
+            "adam_damping": self._optimizer.damping(),
         }

@@ -164,6 +164,8 @@ class ReconstructionWorker:
             "motion": found.motion_px,
             "gaussians": float(len(found.gaussians)),
             "frames": float(len(found.frames)),
+            # In widths, as camera.focal: the noise is transported by that one.
+            "focal": float(np.median(found.intrinsics[:, 0, 0])) / found.video.shape[2],
             "confidence": float(found.confidence.mean()),
         }
         c2w, scale = invert_pose(found.w2c), 1.0

@@ -40,7 +40,7 @@ class KeptFigures:
         """Keep it. What failed for want of a scorer, which may be back by then, is not kept; a clip
         without texture has a score."""
         lost = "reconstruction" in found.failures and "s_recon" not in found.figures
-        if lost or found.failures.keys() & {"judge", "aesthetic"}:
+        if lost or found.failures.keys() & {"judge", "aesthetic", "memory"}:
             return
         tree = {"digest": self._digest(clip, data), "clip": asdict(found)}
         self.folder.write_text(_name(clip), json.dumps(tree, indent=1))

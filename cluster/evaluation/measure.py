@@ -59,10 +59,13 @@ class Measurer:
     """Measures clips: by the reward workers as a run does, by the independent estimator, by their
     frames."""
 
-    def __init__(self, rewards: Rewards, camera: CameraConfig, in_threads: bool = False) -> None:
-        """`rewards` have to take clips of any length. `in_threads`: what is measured here holds up
-        no other clip."""
-        self.rewards, self.camera, self.in_threads = rewards, camera, in_threads
+    def __init__(
+        self, rewards: Rewards, camera: CameraConfig, max_frames: int, in_threads: bool = False
+    ) -> None:
+        """`rewards` have to take clips of any length, and reconstruct `max_frames` of their frames
+        at most. `in_threads`: what is measured here holds up no other clip."""
+        self.rewards, self.camera, self.max_frames = rewards, camera, max_frames
+        self.in_threads = in_threads
 
     async def scorers(self) -> dict[str, str]:
         """Who measures, by role, with versions."""
@@ -75,7 +78,7 @@ class Measurer:
         """All figures of a video uint8 [F, H, W, 3]."""
         ref = await self.rewards.pools["reconstruction"].store(video)
         scores = await self.rewards.score(ref, prompt, "main", keep_artifacts=True)
-        figures, failures = _scored(video, scores)
+        figures, failures = _scored(video, scores, self.max_frames)
         if self.in_threads:
             here = await asyncio.to_thread(self._here, video, prompt)
         else:
@@ -101,7 +104,9 @@ class Measurer:
         return figures | {f"second.{name}": value for name, value in cameras.items()}, {}
 
 
-def _scored(video: U8, scores: SampleScores) -> tuple[dict[str, float], dict[str, str]]:
+def _scored(
+    video: U8, scores: SampleScores, max_frames: int
+) -> tuple[dict[str, float], dict[str, str]]:
     """What the reward workers found, and who failed why."""
     failures = {str(failure.kind): failure.reason for failure in scores.failures}
     figures: dict[str, float] = {}
@@ -120,7 +125,14 @@ def _scored(video: U8, scores: SampleScores) -> tuple[dict[str, float], dict[str
     figures |= rerendering_figures(video, artifacts.rerender)
     if "perceptual_distance" in score.raw:
         figures["perceptual"] = score.raw["perceptual_distance"]
-    figures |= camera_figures(artifacts.requested_c2w, artifacts.estimated_c2w, artifacts.frames)
+    wanted, used = min(len(video), max_frames), len(artifacts.frames)
+    if used < wanted:
+        reason = f"memory held {used} of {wanted} frames: errors of cameras are sums over frames"
+        failures |= {"memory": reason}
+    else:
+        figures |= camera_figures(
+            artifacts.requested_c2w, artifacts.estimated_c2w, artifacts.frames
+        )
     if judge is not None:
         figures["judge"] = judge.parts["meta"]
     return figures, failures

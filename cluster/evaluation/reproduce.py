@@ -22,6 +22,7 @@ from cluster.evaluation.request import Request
 from cluster.evaluation.result import Side, from_json
 from cluster.evaluation.run import evaluate
 from cluster.evaluation.sources import Source, find_source
+from cluster.signals import sigterm_interrupts
 from cluster.storage import RunFolder
 
 PRESET = "toy"
@@ -143,9 +144,10 @@ class Reproduction:
         if not self._has("ceiling") and not self.out.exists("ceiling/videos.jsonl"):
             command = [sys.executable, "-m", "benchmarks.ceiling", "--out", clips]
             command += ["--prompts", PROMPTS, "--pairs", str(self.plan.pairs)]
-            done = subprocess.run(
-                command, cwd=REPOSITORY, capture_output=True, text=True, check=False
-            )
+            with sigterm_interrupts():
+                done = subprocess.run(
+                    command, cwd=REPOSITORY, capture_output=True, text=True, check=False
+                )
             if done.returncode:
                 last = (done.stderr.strip() or "no word").splitlines()[-1]
                 raise ConfigError(f"the ceiling's clips could not be made: {last}")

@@ -64,7 +64,9 @@ def evaluate(request: Request, out: RunFolder, say: Callable[[str], None] = prin
         scoring_workers(request.config, request.workers is not None) as rewards,
         asyncio.Runner() as runner,
     ):
-        measurer = Measurer(rewards, request.config.camera, request.workers is not None)
+        config = request.config
+        frames = config.rewards.reconstruction.max_frames
+        measurer = Measurer(rewards, config.camera, frames, request.workers is not None)
         work = _Measuring(request, measurer, runner.run(measurer.scorers()), out, say)
         sides = [
             runner.run(work.side(side, url, letter))

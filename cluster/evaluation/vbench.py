@@ -16,6 +16,7 @@ from cluster.evaluation.figures import VBENCH
 from cluster.evaluation.measure import ClipFigures
 from cluster.evaluation.result import Side
 from cluster.evaluation.vbench_driver import DIMENSIONS, NAME
+from cluster.signals import sigterm_interrupts
 from cluster.storage import RunFolder
 
 TIMEOUT_S = 24 * 3600
@@ -34,13 +35,14 @@ def add_vbench(python: str, out: RunFolder, side: Side) -> Side:
                 (videos / PurePath(file).name).write_bytes(out.read_bytes(file))
         driver = Path(__file__).with_name("vbench_driver.py")
         try:
-            run = subprocess.run(
-                [python, str(driver), str(videos), str(results)],
-                capture_output=True,
-                text=True,
-                timeout=TIMEOUT_S,
-                check=False,
-            )
+            with sigterm_interrupts():
+                run = subprocess.run(
+                    [python, str(driver), str(videos), str(results)],
+                    capture_output=True,
+                    text=True,
+                    timeout=TIMEOUT_S,
+                    check=False,
+                )
         except subprocess.TimeoutExpired:
             raise ConfigError(f"--vbench {python!r} took longer than {TIMEOUT_S} s") from None
         stored = results / f"{NAME}_eval_results.json"

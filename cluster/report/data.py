@@ -113,6 +113,11 @@ def series(rows: Sequence[Row], *path: str) -> tuple[list[float], list[float]]:
     return x, y
 
 
+def main_steps(rows: Sequence[Row]) -> list[Row]:
+    """Rows of main steps: `series` averages neighbours, and a dynamic step is paid otherwise."""
+    return [row for row in rows if row["phase"] == "main"]
+
+
 def dynamic_spans(schedule: ScheduleConfig, done: int) -> list[tuple[float, float]]:
     """[first, last] steps done, half a step wider, of every dynamic phase up to `done`."""
     spans: list[tuple[float, float]] = []

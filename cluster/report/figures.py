@@ -9,7 +9,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from cluster.report.data import Row, RunData, dynamic_spans, series
+from cluster.report.data import Row, RunData, dynamic_spans, main_steps, series
 from cluster.report.style import (
     EMA,
     MUTED,
@@ -82,9 +82,10 @@ def reward_plots(run: RunData) -> list[Plot]:
 def _reward(run: RunData, path: tuple[str, ...], color: str, height: int) -> go.Figure:
     plot = figure(height)
     tall = height > 300
-    x, mean = series(run.steps, *path, "mean")
-    _, spread = series(run.steps, *path, "std")
     spans = dynamic_spans(run.config.schedule, run.done)
+    rows = run.steps if path[-1] == "gen" else main_steps(run.steps)
+    x, mean = series(rows, *path, "mean")
+    _, spread = series(rows, *path, "std")
     if x:
         # R_gen is paid in both phases, the total and the other parts are whole in the main one.
         xs, means = pieces(x, mean, [] if path[-1] == "gen" else spans)
@@ -178,9 +179,10 @@ def guard_plots(run: RunData) -> list[Plot]:
     """The proxy beside each measurement that a reward hacker would give up."""
     plots = []
     spans = dynamic_spans(run.config.schedule, run.done)
-    proxy_x, proxy = pieces(*series(run.steps, "reward", "mean"), spans)
+    main = main_steps(run.steps)
+    proxy_x, proxy = pieces(*series(main, "reward", "mean"), spans)
     for name, title in GUARDED.items():
-        xs, ys = pieces(*series(run.steps, "raw", name, "mean"), spans)
+        xs, ys = pieces(*series(main, "raw", name, "mean"), spans)
         at, held = series(run.evals, "raw", name, "mean")
         if not xs and not at:
             continue

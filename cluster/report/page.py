@@ -21,7 +21,7 @@ import plotly.offline
 from cluster.clocks import format_seconds
 from cluster.config import flatten
 from cluster.held_out import EvalSample, Gain, paired_gains, video_file
-from cluster.kept import ARTIFACTS, step_folder
+from cluster.kept import ARTIFACTS, REPORT, step_folder
 from cluster.report.data import RunData, load_run
 from cluster.report.figures import clock_plots, guard_plots, policy_plots, reward_plots
 from cluster.report.gold import alarm_texts, gold_plot
@@ -29,7 +29,6 @@ from cluster.report.paths3d import camera_figure
 from cluster.report.style import PARTS
 from cluster.storage import SAMPLES, RunFolder
 
-REPORT = "report"
 TEMPLATES = Path(__file__).parent / "templates"
 GALLERY_COLUMNS = 6
 GALLERY_PROMPTS = 12

@@ -69,17 +69,18 @@ class DepthAnything3:
         while True:
             frames = chosen_frames(len(video), self._limit)
             shown = resized(video[frames], self.config.resolution)
-            try:
-                return self._reconstruct(network, shown, frames)
-            except torch.OutOfMemoryError:
-                pass  # while it is handled, its traceback holds what did not fit
+            for _ in range(2):  # once more: a neighbour that died a moment ago may have held it
+                try:
+                    return self._reconstruct(network, shown, frames)
+                except torch.OutOfMemoryError:
+                    pass  # while it is handled, its traceback holds what did not fit
+                torch.cuda.empty_cache()
             if len(frames) <= MIN_FRAMES:
                 raise ReconstructionError(
                     f"{MIN_FRAMES} frames of {shown.shape[1]} x {shown.shape[2]} pixels do not "
                     "fit into the GPU's memory; set a smaller rewards.reconstruction.resolution"
                 )
             self._limit = max(len(frames) * 2 // 3, MIN_FRAMES)
-            torch.cuda.empty_cache()
 
     def _reconstruct(
         self, network: nn.Module, shown: U8, frames: NDArray[np.intp]

@@ -13,18 +13,21 @@ import pytest
 from cluster.cli import main
 from cluster.clips import Clip, read_clips, unlike, write_index
 from cluster.config import ConfigError, RunConfig, load
-from cluster.evaluation.measure import ClipFigures, finite
+from cluster.evaluation.measure import ClipFigures, _scored, finite
 from cluster.evaluation.request import Request, notes_on, plan_sides, sampled_pairs
 from cluster.evaluation.sampling import model_digest
 from cluster.evaluation.sources import Source, find_source, read_video
 from cluster.evaluation.vbench import by_video
 from cluster.evaluation.vbench_driver import DIMENSIONS
+from cluster.pools import SampleScores
 from cluster.storage import RunFolder
 from cluster.video import decode_mp4, encode_mp4
 from prompts.camera import requested_path
 from prompts.config import Amplitudes
 from prompts.motions import Motion
 from prompts.schema import Prompt
+from rewards.score import Score
+from rewards.worker import Artifacts
 from toyworld.scenes import random_scene, render_clip
 
 BASE = Source("base", None, None)
@@ -205,6 +208,55 @@ def test_a_figure_that_is_no_number_is_a_failure() -> None:
         "second": "no camera found", "numbers": "sharpness is nan, psnr is inf",
     }  # fmt: skip
     assert finite(found) is found
+
+
+def test_a_clip_that_memory_did_not_hold_has_no_errors_of_cameras() -> None:
+    """They are sums over frames: of fewer, they would be smaller for the same mistake."""
+    video = np.zeros((9, 16, 16, 3), np.uint8)
+    poses = np.tile(np.eye(4), (9, 1, 1))
+    poses[:, 0, 3] = np.linspace(0, 1, 9)
+
+    def scored(frames: int, max_frames: int) -> tuple[dict[str, float], dict[str, str]]:
+        used = np.linspace(0, 8, frames).round().astype(np.intp)
+        shown = Artifacts(
+            rerender=video[used],
+            depth=np.ones((frames, 16, 16), np.float32),
+            meta_view=video[0],
+            splats=b"",
+            frames=used,
+            requested_c2w=poses[used],
+            estimated_c2w=poses[used],
+            scale=1.0,
+        )
+        score = Score("reconstruction", {"recon": 0.5, "traj": 1.0}, {}, "da3")
+        return _scored(video, SampleScores({"reconstruction": score}, (), 1, shown), max_frames)
+
+    figures, failures = scored(9, 25)
+    assert figures["rot_err"] == pytest.approx(0.0, abs=1e-6)
+    assert failures == {}
+    figures, failures = scored(6, 25)
+    assert "rot_err" not in figures
+    assert "ssim" in figures
+    assert failures == {
+        "memory": "memory held 6 of 9 frames: errors of cameras are sums over frames"
+    }
+    assert scored(6, 6)[1] == {}, "all clips of the evaluation have as many"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["base", "--weights", "raw"], "--weights chooses among a run's weights"),
+        (["{tmp}", "--pairs", "2"], "--pairs is of models that are sampled"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(
+    arguments: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a_0.mp4").write_bytes(b"x")
+    given = [argument.format(tmp=tmp_path) for argument in arguments]
+    assert main(["evaluate", *given, "--out", str(tmp_path / "out")]) == 2
+    assert words in capsys.readouterr().err
 
 
 def test_what_vbench_could_not_measure_is_no_figure() -> None:

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.numpy
 from PIL import Image
 
 from actors.trajectory import WeightsVersion, weights_checksum
 from actors.worker import RolloutWorker
 from cluster.cli import main
 from cluster.clips import Clip, read_clips
-from cluster.config import ConfigError, resolve_model
+from cluster.config import ConfigError, load, resolve_model
+from cluster.generate import generate as generate_clips
+from cluster.generate import load_policy
+from cluster.storage import RunFolder
 from cluster.video import decode_mp4, encode_mp4
 from cluster.weights import load_weights
 from prompts.camera import camera_path
@@ -23,6 +28,7 @@ from prompts.schema import Prompt
 from tests.cluster.trained_run import train_smallest
 
 TEXT = "Camera push in. A red box and a blue ball on a green floor."
+ADAPTER = str(Path(__file__).parents[2] / "benchmarks/results/reproduction/adapters/full-seed0")
 FEW = ("rollout.eval_sampling_steps=2", "rollout.frames=9")
 
 
@@ -98,6 +104,12 @@ def test_untrained_model_follows_words_or_a_given_path(tmp_path: Path) -> None:
         (["--prompts", "nothing"], "--prompts 'nothing' cannot be used"),
         (["--prompt", TEXT, "--out", "/proc/none"], "is not writable"),
         (["rollout.frames=10", "--prompt", TEXT], "rollout.frames"),
+        (["seed=7", "--prompt", TEXT], "seed changes no video: --seed keys the noise"),
+        (["rollout.sampling_steps=9", "--prompt", TEXT], "rollout.eval_sampling_steps is how many"),
+        (
+            ["policy.lora.alpha=1", "--lora", ADAPTER, "--prompt", TEXT],
+            "policy.lora.alpha changes no video: an adapter is applied as it was trained",
+        ),
         (["policy.model=nowhere", "--prompt", TEXT], "policy.model"),
     ],
 )
@@ -111,6 +123,37 @@ def test_what_cannot_be_generated_is_one_sentence(
     error = capsys.readouterr().err
     assert words in error
     assert len(error.splitlines()) == 1
+
+
+def test_a_start_that_is_cut_off_leaves_no_clips_of_another_model(tmp_path: Path) -> None:
+    """Neither those that it would have written over nor those of prompts that it does not have."""
+    few = ("--prompt", TEXT, "--samples", "3", *FEW)
+    assert len([f for f in generate(tmp_path, *few) if f.endswith(".mp4")]) == 3
+
+    class Killed(Exception):
+        pass
+
+    def killed() -> None:
+        raise Killed
+
+    config = load("toy", [*FEW, "rollout.max_batch=1"])
+    policy = load_policy(config, None, "cpu")
+    pairs = [(Prompt.from_text("other-1", TEXT), seed) for seed in range(2)]
+    with pytest.raises(Killed):
+        generate_clips(policy, config, pairs, RunFolder(str(tmp_path)), "other", killed)
+    assert not list(tmp_path.glob("*.mp4"))
+    assert not (tmp_path / "videos.jsonl").exists()
+
+
+def test_an_export_whose_files_are_of_two_exports_is_refused(tmp_path: Path) -> None:
+    """The newer adapter beside the older description, after a copy that was cut off."""
+    shutil.copytree(ADAPTER, tmp_path / "export")
+    assert load_weights(str(tmp_path / "export")).step > 0
+    file = tmp_path / "export/pytorch_lora_weights.safetensors"
+    doubled = {name: 2 * array for name, array in safetensors.numpy.load_file(file).items()}
+    safetensors.numpy.save_file(doubled, file)
+    with pytest.raises(ConfigError, match=r"other weights in pytorch_lora_weights.safetensors"):
+        load_weights(str(tmp_path / "export"))
 
 
 def test_folder_of_videos_is_read_or_refused(tmp_path: Path) -> None:

@@ -49,6 +49,19 @@ def test_everything_that_the_jobs_api_takes_is_read(tmp_path: Path) -> None:
     assert job.extended([], None) == job
 
 
+@pytest.mark.parametrize("style", ["|", ">", "|+"])
+def test_a_command_in_a_block_takes_what_is_added(tmp_path: Path, style: str) -> None:
+    """YAML ends a block with a newline, after which a shell begins another command."""
+    block = f"entrypoint: {style}\n    worldr1 train toy\n\n"
+    job = read_job_file(written(tmp_path, GOOD.replace("entrypoint: worldr1 train toy", block)))
+    assert job.extended(["steps=3"], None).entrypoint == "worldr1 train toy steps=3"
+    lines = "entrypoint: |\n    cd code\n    worldr1 train toy\n"
+    job = read_job_file(written(tmp_path, GOOD.replace("entrypoint: worldr1 train toy", lines)))
+    assert job.extended([], None).entrypoint == "cd code\nworldr1 train toy"
+    with pytest.raises(ConfigError, match=r"several lines.*'steps=3' belongs into the file"):
+        job.extended(["steps=3"], None)
+
+
 def test_the_smoke_of_the_docs_trains_in_a_folder_of_its_own(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -73,6 +86,7 @@ def test_the_smoke_of_the_docs_trains_in_a_folder_of_its_own(
         ("kind: RayJob", "spec is missing"),
         ("kind: RayJob\nspec: {backoffLimit: 1}", "spec.entrypoint = None is not allowed: text"),
         ("kind: RayJob\nspec: {entrypoint: 5}", "spec.entrypoint = 5"),
+        ("kind: RayJob\nspec: {entrypoint: ' '}", "spec.entrypoint = ' ' is not allowed: text"),
         ("kind: RayJob\nspec: {entrypoint: a, backoffLimit: 1000}", "0 to 100"),
         ("kind: RayJob\nspec: {entrypoint: a, runtimeEnvYAML: 'a: ['}", "runtimeEnvYAML is not"),
         ("kind: RayJob\nspec: {entrypoint: a, runtimeEnvYAML: 'a'}", "runtimeEnvYAML is no map"),

@@ -161,7 +161,7 @@ def test_an_evaluation_is_judged_by_the_served_model(run: Run) -> None:
 
     async def body(rewards: Rewards) -> None:
         shot = clip(Motion.PUSH_IN)
-        measurer = Measurer(rewards, CameraConfig())
+        measurer = Measurer(rewards, CameraConfig(), 25)
         found = await measurer.measure(shot.video, shot.prompt, 0)
         assert found.failures == {}
         expected = (await scored(rewards, Motion.PUSH_IN)).parts

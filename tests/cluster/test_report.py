@@ -15,12 +15,13 @@ import pytest
 
 from cluster.cli import main
 from cluster.config import REPOSITORY, ConfigError, RunConfig
-from cluster.report.data import MAX_POINTS, dynamic_spans, load_run, series
+from cluster.report.data import MAX_POINTS, dynamic_spans, load_run, main_steps, series
 from cluster.report.gold import gold_plot
 from cluster.report.page import write_report
 from cluster.report.refresh import Refresher
 from cluster.report.style import joined, mark_phases, pieces, smoothed
 from learner.config import ScheduleConfig
+from learner.schedule import phase_of
 from tests.cluster.made_run import make_run
 
 
@@ -36,6 +37,20 @@ def test_curves_are_cut_where_a_phase_lies_between() -> None:
     assert (x, y) == ([[1, 2, 3], [6]], [[1, 1, 1], [2]])
     assert joined(x) == [1, 2, 3, None, 6]
     assert smoothed([[0.0, 3.0], [0.0, 3.0]]) == [[1.5, 1.0], [2.0, 1.5]]
+
+
+def test_steps_of_two_phases_are_not_averaged_together() -> None:
+    """A schedule of 8 and 4, so long that neighbours share a point; main steps are paid 3."""
+    schedule = ScheduleConfig(main_steps=8, dynamic_steps=4)
+    phases = [phase_of(step, schedule) for step in range(3000)]
+    rows = [
+        {"kind": "step", "step": s, "phase": p, "reward": {"mean": 3.0 if p == "main" else 0.9}}
+        for s, p in enumerate(phases)
+    ]
+    x, y = series(main_steps(rows), "reward", "mean")
+    assert len(x) == 1000
+    assert set(y) == {3.0}
+    assert min(series(rows, "reward", "mean")[1]) < 2.5
 
 
 def test_long_curves_are_averaged_in_bins() -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from cluster.artifacts import groups_to_keep, keep_groups
 from cluster.config import RunConfig
-from cluster.kept import KeptGroup, load_groups
+from cluster.kept import REPORT, KeptGroup, drop_superseded, load_groups, step_folder
 from cluster.local import LocalPool
 from cluster.pools import Rewards, SampleScores
 from cluster.report.data import load_run
@@ -141,6 +141,22 @@ def require_whole(group: KeptGroup, run: Path, frames: int) -> None:
         np.testing.assert_allclose(
             turned @ turned.swapaxes(1, 2), np.broadcast_to(np.eye(3), turned.shape), atol=1e-6
         )
+
+
+def test_what_an_earlier_start_kept_is_not_shown_beside_what_came_after(
+    smallest: Callable[..., RunConfig],
+) -> None:
+    folder = make_run(smallest(), steps=4, groups=3, evals=())
+    before = load_groups(folder)
+    steps = sorted({group.step for group in before})
+    assert steps[-1] > steps[0]
+    folder.write_bytes(f"{REPORT}/media/{step_folder(steps[-1])}/old.ply", b"ply")
+    drop_superseded(folder, steps[-1])
+    assert load_groups(folder) == [group for group in before if group.step < steps[-1]]
+    assert folder.sizes(step_folder(steps[-1])) == {}
+    assert folder.sizes(f"{REPORT}/media/{step_folder(steps[-1])}") == {}
+    drop_superseded(folder, 0)
+    assert load_groups(folder) == []
 
 
 def test_extremes_are_sought_where_there_are_videos(tmp_path: Path) -> None:

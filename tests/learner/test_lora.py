@@ -12,7 +12,7 @@ from diffusers import WanPipeline
 
 from actors.config import PolicyConfig
 from actors.policy import Policy
-from learner.lora import save_adapter, start_average, update_average
+from learner.lora import average_decay, save_adapter, start_average, update_average
 from tests.learner.small import Published
 
 
@@ -48,6 +48,20 @@ def test_export_refuses_what_is_no_adapter(policy: PolicyConfig, tmp_path: Path)
     nan = {"blocks.0.lora_A.weight": np.full(2, math.nan, np.float32)}
     with pytest.raises(ValueError, match="holds NaN or infinity"):
         save_adapter(nan, policy.lora, tmp_path)
+
+
+def test_a_young_average_forgets_where_it_began() -> None:
+    """(1 + n) / (10 + n) until that is the decay: 2/11, 11/20, then .9 from n = 80 on."""
+    assert average_decay(1, 0.9) == pytest.approx(2 / 11)
+    assert average_decay(10, 0.9) == pytest.approx(0.55)
+    assert average_decay(80, 0.9) == average_decay(1000, 0.9) == 0.9
+    assert average_decay(1, 0.0) == 0.0
+    # Weights that grow by 1 at each update: after 24 the average holds nine tenths of them.
+    current, average = {"a": torch.zeros(1)}, {"a": torch.zeros(1)}
+    for update in range(1, 25):
+        current["a"] += 1
+        update_average(average, current, average_decay(update, 0.99))
+    assert float(average["a"]) / 24 == pytest.approx(0.9, abs=0.01)
 
 
 def test_average_by_hand() -> None:

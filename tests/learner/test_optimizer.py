@@ -140,3 +140,19 @@ def test_lora_a_moves_at_its_share_of_the_rate(mesh: DeviceMesh) -> None:
         assert b.unique().item() == pytest.approx(1 - 1e-2 * (0.1 + 1.0), rel=1e-6)
         assert a.unique().item() == pytest.approx(1 - share * 1e-2 * (0.1 + 1.0), rel=1e-6)
         assert torch.equal(a, torch.ones(2, 2)) is (share == 0.0)
+
+
+def test_damping_says_what_epsilon_takes_from_a_step(mesh: DeviceMesh) -> None:
+    """One element as small as epsilon loses half of its step, one of 3e-8 a quarter, a large one
+    nothing; one without a gradient does not count."""
+    start = torch.zeros(4)
+    parameter = nn.Parameter(distribute_tensor(start, mesh, [Shard(0)]))
+    optimizer = ShardedAdamW({"a": parameter}, CONFIG.model_copy(update={"weight_decay": 0.0}))
+    assert optimizer.damping() == 0.0
+    for _ in range(2):
+        gradient = torch.tensor([1e-8, 3e-8, 0.5, 0.0])
+        parameter.grad = distribute_tensor(gradient, mesh, [Shard(0)])
+        optimizer.step(0.5)
+        assert optimizer.damping() == pytest.approx((0.5 + 0.25 + 0.0) / 3, rel=1e-3)
+    moved = parameter.detach().to_local() / (-2 * CONFIG.learning_rate)  # type: ignore[attr-defined]
+    assert moved.tolist() == pytest.approx([0.5, 0.75, 1.0, 0.0], rel=1e-3)

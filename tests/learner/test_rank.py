@@ -197,13 +197,14 @@ def test_learning_rate_zero_moves_nothing(new_rank: NewRank, trajectories: Traje
 
 
 def test_average_follows_its_recursion(new_rank: NewRank, trajectories: Trajectories) -> None:
-    """avg <- 0.9 avg + 0.1 w after every update, from the initial weights."""
+    """avg <- d avg + (1 - d) w after every update, d = 2/11 and then 3/12, from the initial
+    weights."""
     rank = new_rank()
     expected = _weights(rank)
-    for _ in range(2):
+    for decay in (2 / 11, 3 / 12):
         train_step(rank, score(trajectories))
         now = _weights(rank)
-        expected = {name: 0.9 * expected[name] + 0.1 * now[name] for name in now}
+        expected = {name: decay * expected[name] + (1 - decay) * now[name] for name in now}
     assert _distance(expected, rank.weights(0, "", average=True)[1]) < 1e-7
     assert _distance(now, rank.weights(0, "", average=True)[1]) > 1e-3
 
