@@ -94,6 +94,10 @@ class RequestSource:
         """A group that was in flight when the run stopped. ValueError where its prompt is gone."""
         return self.request(entry.group, self.prompt(entry))
 
+    def has(self, entry: InFlight) -> bool:
+        """Whether the prompt of a group that was issued is still in its set."""
+        return any(p.id == entry.prompt_id for p in self.prompts[SPLIT_OF_PHASE[entry.phase]])
+
     def prompt(self, entry: InFlight) -> Prompt:
         """The prompt of a group that was issued. ValueError where it is gone."""
         for prompt in self.prompts[SPLIT_OF_PHASE[entry.phase]]:
@@ -247,7 +251,8 @@ class Collector:
         """Issue these groups before any other, under the serial numbers that they had, and then
         the prompts of those that were dropped."""
         self._repeats.extend(sorted(in_flight, key=lambda entry: entry.group))
-        self._again.extend(dropped)
+        # They have their fate; one whose prompt is gone from its set is owed nothing.
+        self._again.extend(entry for entry in dropped if self.source.has(entry))
 
     def restore(self, record: GroupRecord, ready: ReadyGroup) -> None:
         """Take a group that an earlier start of the run rolled out and scored."""

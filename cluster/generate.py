@@ -7,7 +7,6 @@ DIR/sheet.png      a row of frames for each
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from actors.policy import Policy
 from actors.sampler import Velocity, sample_ode
-from cluster.clips import INDEX, Clip, read_clips, write_index
+from cluster.clips import INDEX, Clip, write_index
 from cluster.config import ConfigError, RunConfig, resolve_model
 from cluster.storage import RunFolder
 from cluster.strips import U8, blank, caption, sheet_png, strip
@@ -26,6 +25,8 @@ from prompts.schema import Prompt
 
 SHEET = "sheet.png"
 SHEET_CLIPS = 24
+PARTIAL = ".partial"
+"""Ending of a video while others of its start are still to be sampled."""
 
 
 def load_policy(config: RunConfig, trained: TrainedWeights | None, device: str) -> Policy:
@@ -60,9 +61,10 @@ def generate(
 
     `advance` is called after each of `network_passes` passes through the network. The noise is
     keyed on the seed alone, as in evaluations: two models given the same pairs are comparable.
+    Until all are sampled, the folder holds what it held, and the new ones under names of their own:
+    clips of two models never lie side by side.
     """
     clips = [Clip.of(prompt, seed, config.camera.amplitudes) for prompt, seed in samples]
-    _make_room(folder, clips)
     blocks: list[U8] = []
     for first in range(0, len(samples), config.rollout.max_batch):
         chunk = samples[first : first + config.rollout.max_batch]
@@ -77,25 +79,16 @@ def generate(
         )
         videos = policy.decode(latents, config.rollout.decode_batch).numpy()
         for clip, video in zip(clips[first:], videos, strict=False):
-            folder.write_bytes(clip.file, encode_mp4(video))
+            folder.write_bytes(f"{clip.file}{PARTIAL}", encode_mp4(video))
             if len(blocks) < SHEET_CLIPS:
                 words = f"{clip.file}   {title}"
                 rows = (caption(clip.prompt, bold=True), strip(video), caption(words), blank())
                 blocks.append(np.concatenate(rows))
+    folder.remove(INDEX)
+    for clip in clips:
+        folder.fs.mv(folder.path(f"{clip.file}{PARTIAL}"), folder.path(clip.file))
     folder.write_bytes(SHEET, sheet_png(blocks))
     write_index(folder, clips)
-
-
-def _make_room(folder: RunFolder, clips: Sequence[Clip]) -> None:
-    """Delete what an earlier start wrote: until all are there, the folder is not whole, and clips
-    of two models must not lie side by side."""
-    files = {clip.file for clip in clips}
-    with contextlib.suppress(ConfigError):  # an index that cannot be read names nothing
-        if folder.exists(INDEX):
-            files |= {clip.file for clip in read_clips(folder.url)}
-    folder.remove(INDEX)
-    for file in sorted(files):
-        folder.remove(file)
 
 
 def network_passes(config: RunConfig, samples: int) -> int:

@@ -7,6 +7,7 @@ RUN/artifacts/step_000012/group_000034/*         videos, re-renderings, depth, c
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -94,7 +95,8 @@ def drop_superseded(folder: RunFolder, step: int) -> None:
     for below in (ARTIFACTS, f"{REPORT}/media/{ARTIFACTS}"):
         names = {name[len(below) + 1 :].partition("/")[0] for name in folder.sizes(below)}
         for name in sorted(names):
-            if name.startswith("step_") and int(name.removeprefix("step_")) >= step:
+            found = re.fullmatch(r"step_(\d+)", name)
+            if found and int(found.group(1)) >= step:
                 folder.remove(f"{below}/{name}")
 
 

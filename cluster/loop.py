@@ -100,6 +100,8 @@ class Trainer:
     repetition: Repetition = field(init=False)
     stopping: bool = field(default=False, init=False)
     """Whether a stop was asked for."""
+    interrupted: bool = field(default=False, init=False)
+    """Whether it was by Ctrl-C."""
     _waiting_for: asyncio.Task[Any] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
@@ -316,26 +318,29 @@ class Trainer:
     def _on_signals(self) -> Iterator[None]:
         loop, before = asyncio.get_running_loop(), signal.getsignal(signal.SIGINT)
 
-        def default_again() -> None:
-            if loop.remove_signal_handler(signal.SIGINT):
-                signal.signal(signal.SIGINT, before)
-
-        def interrupted() -> None:
-            default_again()
-            self.metrics.say("leaving after this update, with a checkpoint; Ctrl-C again: at once")
-            self.stop()
+        def interrupt(*_: object) -> None:
+            # Here, and not in the loop, which a worker's call may hold under --local: the second
+            # Ctrl-C ends that call.
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            self.interrupted = True
+            said = "leaving after this update, with a checkpoint; Ctrl-C again: at once"
+            loop.call_soon_threadsafe(self.metrics.say, said)
+            loop.call_soon_threadsafe(self.stop)
 
         try:
             loop.add_signal_handler(signal.SIGTERM, self.stop)
-            loop.add_signal_handler(signal.SIGINT, interrupted)
         except (RuntimeError, ValueError):  # not the main thread: whoever runs it ends it
             yield
             return
+        handles = callable(before)  # not where whoever started it ignores Ctrl-C
+        if handles:
+            signal.signal(signal.SIGINT, interrupt)
         try:
             yield
         finally:
             loop.remove_signal_handler(signal.SIGTERM)
-            default_again()
+            if handles:
+                signal.signal(signal.SIGINT, before)
 
     def stop(self) -> None:
         """Leave after the update in progress, with a durable checkpoint."""

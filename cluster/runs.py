@@ -169,6 +169,8 @@ def _train(
                 say(f"report: {page}")
     if state.step < config.steps:
         say(f"stopped after {state.step} of {config.steps} steps; the same command goes on")
+        if trainer.interrupted:
+            raise KeyboardInterrupt  # whoever waits for the command must not go on
         return state
     say(f"final weights {state.weights_checksum[:16]} after {state.step} steps")
     show_result(folder, state.step, say)

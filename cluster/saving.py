@@ -28,7 +28,7 @@ POLL_S = 0.1
 
 
 ROOM_S = 5.0
-"""How long a step of training waits for the store to make room for a checkpoint."""
+"""How long a step of training waits at first for the store to make room for a checkpoint."""
 
 Snapshot = tuple[RunState, Waiting]
 """A state with the groups that are in flight now, and those of them that are scored."""
@@ -66,6 +66,7 @@ class Saver:
         self._task: asyncio.Task[None] | None = None
         self._making: tuple[int, asyncio.Task[str]] | None = None
         """A step whose room is made; one at a time, since a second could delete what was saved."""
+        self._room_s = ROOM_S
         self._overdue = False
         self._pause_s, self._not_before = FIRST_PAUSE_S, 0.0
 
@@ -149,17 +150,20 @@ class Saver:
 
     async def _room(self, step: int) -> str:
         """URL of a step's checkpoint, where nothing is. TimeoutError where a store in trouble takes
-        its time: training goes on, and the next attempt finds what this one began."""
+        its time: training goes on, and the next attempt waits twice as long."""
         while True:
             if self._making is None:
                 work = asyncio.to_thread(self._make_room, step)
                 self._making = step, asyncio.get_running_loop().create_task(work)
             made_for, making = self._making
-            if not (await asyncio.wait({making}, timeout=ROOM_S))[0]:
-                raise TimeoutError(f"the store has made no room for it within {ROOM_S:g} s")
+            limit_s = self._room_s
+            if not (await asyncio.wait({making}, timeout=limit_s))[0]:
+                self._room_s *= 2
+                raise TimeoutError(f"the store has made no room for it within {limit_s:g} s")
             self._making = None
             url = making.result()
             if made_for == step:
+                self._room_s = ROOM_S
                 return url
 
     async def _delete_older(self) -> None:

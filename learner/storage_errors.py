@@ -14,7 +14,7 @@ _PERMANENT = (
     IsADirectoryError,
     PermissionError,
 )
-_CLIENTS = {"botocore", "aiobotocore", "aiohttp", "gcsfs", "google", "azure"}
+_CLIENTS = {"botocore", "aiobotocore", "aiohttp", "gcsfs", "azure"}
 _STATUS = ("code", "status_code", "status")
 """Attributes in which errors of gcsfs, azure-core and aiohttp have the HTTP status."""
 _WAIT = {408, 429}
@@ -29,7 +29,10 @@ def is_transient(error: BaseException) -> bool:
         return False
     if isinstance(error, OSError):
         return True
-    if type(error).__module__.split(".")[0] not in _CLIENTS:
+    family = type(error).__module__.split(".")[0]
+    if family == "google":  # of credentials; whether they may come is said by all but the network's
+        return type(error).__name__ == "TransportError" or bool(getattr(error, "retryable", False))
+    if family not in _CLIENTS:
         return False
     statuses = [s for name in _STATUS if isinstance(s := getattr(error, name, None), int)]
     return all(status in _WAIT or not 400 <= status < 500 for status in statuses)

@@ -36,9 +36,9 @@ class ClipFigures:
     figures: Mapping[str, float]
     """By `cluster.evaluation.figures`' names."""
     failures: Mapping[str, str] = field(default_factory=dict)
-    """One sentence by who failed: reconstruction, judge, aesthetic, second, frames, vbench, the
-    file itself, its length where that is another than the side's, or numbers, where a figure was
-    measured and is none."""
+    """One sentence by who failed: reconstruction, judge, aesthetic, second, frames, vbench, memory
+    that did not hold all frames, the file itself, its length where that is another than the
+    side's, or numbers, where a figure was measured and is none."""
 
 
 def finite(clip: ClipFigures) -> ClipFigures:

@@ -220,6 +220,7 @@ def test_downloads_need_room() -> None:
     assert enough.ok
     assert "500 GB free, 18 GB to be fetched" in enough.line()
     assert not findings(last(cache_free=18_000_000_000, one_disk=True))["disk"].ok
+    assert findings(last(cache_free=0, gpus=()))["disk"].ok, "a head without GPUs loads none"
 
 
 def test_gpus_are_read_from_the_drivers_program(

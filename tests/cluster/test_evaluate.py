@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -92,6 +93,25 @@ def test_run_folder_on_memory_and_disk(tmp_path: Path) -> None:
         assert folder.exists("a/b.json")
         assert folder.read_text("a/b.json") == "[1]"
         assert not folder.exists("a/c.json")
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a power cut a renamed file that was never flushed is empty."""
+    flushed: list[tuple[str, bytes]] = []
+
+    def fsync(handle: int) -> None:
+        name = Path(os.readlink(f"/proc/self/fd/{handle}")).name
+        there = tmp_path / "folder/state.json"
+        flushed.append((name, there.read_bytes() if there.exists() else b""))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    RunFolder(str(tmp_path / "folder")).write_text("state.json", "new")
+    (first, before), (second, after) = flushed
+    assert first.startswith("state.json.")
+    assert first.endswith(".partial")
+    assert (before, second, after) == (b"", "folder", b"new")
 
 
 def test_unknown_scheme_is_one_sentence() -> None:

@@ -126,9 +126,10 @@ def test_what_cannot_be_generated_is_one_sentence(
 
 
 def test_a_start_that_is_cut_off_leaves_no_clips_of_another_model(tmp_path: Path) -> None:
-    """Neither those that it would have written over nor those of prompts that it does not have."""
+    """The folder holds what it held, which the index names, and no clip of the cut-off start."""
     few = ("--prompt", TEXT, "--samples", "3", *FEW)
-    assert len([f for f in generate(tmp_path, *few) if f.endswith(".mp4")]) == 3
+    before = generate(tmp_path, *few)
+    assert len([f for f in before if f.endswith(".mp4")]) == 3
 
     class Killed(Exception):
         pass
@@ -141,8 +142,22 @@ def test_a_start_that_is_cut_off_leaves_no_clips_of_another_model(tmp_path: Path
     pairs = [(Prompt.from_text("other-1", TEXT), seed) for seed in range(2)]
     with pytest.raises(Killed):
         generate_clips(policy, config, pairs, RunFolder(str(tmp_path)), "other", killed)
-    assert not list(tmp_path.glob("*.mp4"))
-    assert not (tmp_path / "videos.jsonl").exists()
+    assert before == {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    pairs = [(Prompt.from_text("prompt-1", TEXT), seed) for seed in (0, 1)]
+    calls = 0
+
+    def killed_later() -> None:
+        nonlocal calls
+        calls += 1
+        if calls > 2:
+            raise Killed
+
+    with pytest.raises(Killed):
+        generate_clips(policy, config, pairs, RunFolder(str(tmp_path)), "other", killed_later)
+    left = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    assert set(left) - set(before) == {"prompt-1_0.mp4.partial"}
+    assert {name: left[name] for name in before} == before
+    assert [clip.seed for clip in read_clips(str(tmp_path))] == [0, 1, 2]
 
 
 def test_an_export_whose_files_are_of_two_exports_is_refused(tmp_path: Path) -> None:

@@ -155,8 +155,10 @@ def test_what_an_earlier_start_kept_is_not_shown_beside_what_came_after(
     assert load_groups(folder) == [group for group in before if group.step < steps[-1]]
     assert folder.sizes(step_folder(steps[-1])) == {}
     assert folder.sizes(f"{REPORT}/media/{step_folder(steps[-1])}") == {}
+    folder.write_bytes("artifacts/step_000009 copy/mine.txt", b"kept by hand")
     drop_superseded(folder, 0)
     assert load_groups(folder) == []
+    assert folder.read_bytes("artifacts/step_000009 copy/mine.txt") == b"kept by hand"
 
 
 def test_extremes_are_sought_where_there_are_videos(tmp_path: Path) -> None:
