@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import signal
 import subprocess
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 from cluster.config import REPOSITORY, ConfigError
+from cluster.signals import sigterm_interrupts
 from cluster.storage import RunFolder, absolute_url
 
-STEPS, PAIRS, SEEDS = 240, 528, 3
+STEPS, PAIRS, SEEDS = 180, 528, 3
 
 
 def add_reproduce_command(commands: Any) -> None:
@@ -67,15 +67,13 @@ def _local(arguments: Sequence[str]) -> int:
     child = subprocess.Popen(
         [sys.executable, "-m", "cluster.cli", *arguments, "--local"], cwd=REPOSITORY
     )
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        return child.wait()
-    except KeyboardInterrupt:
-        child.terminate()  # it leaves with a checkpoint
-        child.wait()
-        raise
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    with sigterm_interrupts():
+        try:
+            return child.wait()
+        except KeyboardInterrupt:
+            child.terminate()  # it leaves with a checkpoint
+            child.wait()
+            raise
 
 
 def _as_ray_job(arguments: Sequence[str]) -> int:
