@@ -25,6 +25,7 @@ from rewards.spoilt import frozen, greyed, shuffled, speckled, warped
 
 if TYPE_CHECKING:
     from rewards.aesthetic_worker import AestheticWorker
+    from rewards.config import AestheticConfig
     from rewards.judge_worker import JudgeWorker
     from rewards.worker import ReconstructionWorker
 
@@ -142,14 +143,21 @@ def known_answer_aesthetic(worker: AestheticWorker) -> dict[str, float]:
             spoil.__name__: spoil(canary.video) for spoil in (greyed, speckled)
         }
         scores = {
-            name: _score(partial(worker.score, video, canary.prompt), name).raw["aesthetic_raw"]
+            name: _unclipped(
+                _score(partial(worker.score, video, canary.prompt), name), worker.config
+            )
             for name, video in versions.items()
         }
-        offset, scale = worker.config.offset, worker.config.scale
-        scores = {name: (raw - offset) / scale for name, raw in scores.items()}
         _require_order("aesthetic", canary.name, scores, FRAME_MARGIN)
         rows |= {f"{canary.name}.{name}": value for name, value in scores.items()}
     return rows
+
+
+def _unclipped(score: Score, config: AestheticConfig) -> float:
+    """R_gen before it is clipped; NaN, which no order holds for, where there is none."""
+    if not np.isfinite(score.parts["gen"]):
+        return float("nan")
+    return (score.raw.get("aesthetic_raw", float("nan")) - config.offset) / config.scale
 
 
 def _score(score: Callable[[], Score | ScoreFailure], name: str) -> Score:

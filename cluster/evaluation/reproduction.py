@@ -77,6 +77,13 @@ def against(first: Sequence[Side], second: Sequence[Side], name: str) -> Differe
     return difference(seed_mean(first, name), seed_mean(second, name))
 
 
+def of_the_same_seeds(full: Sequence[Side], ablated: Sequence[Side]) -> Sequence[Side]:
+    """Runs of the full method with the seeds of an ablation's (titles end in "-seedN"), with which
+    they share prompts and noises; all of them where it has none in common."""
+    seeds = {side.title.rpartition("-seed")[2] for side in ablated}
+    return [side for side in full if side.title.rpartition("-seed")[2] in seeds] or full
+
+
 def gap_closed(
     base: Sequence[Side], full: Sequence[Side], ceiling: Sequence[Side], name: str
 ) -> tuple[float, float, float] | None:
@@ -116,7 +123,8 @@ def goals(sides: Mapping[str, Sequence[Side]]) -> list[Goal]:
         text = f"{name} falls by less than {MAX_FALL:.0%}"
         shown = "" if fall is None else f": {-fall:+.1%}"
         found.append(Goal(text + shown, None if fall is None else fall < MAX_FALL))
-    camera = [against(full, sides.get("no_noise_transport", ()), name) for name in CAMERA]
+    plain = sides.get("no_noise_transport", ())
+    camera = [against(of_the_same_seeds(full, plain), plain, name) for name in CAMERA]
     known = [moved for moved in camera if moved is not None]
     worse = sum(moved.lower > 0 for moved in known)
     found.append(
@@ -127,7 +135,8 @@ def goals(sides: Mapping[str, Sequence[Side]]) -> list[Goal]:
         )
     )
     for variant, title in (("no_general_reward", "R_gen"), ("no_decoupling", "decoupling")):
-        moved = against(full, sides.get(variant, ()), "motion")
+        ablated = sides.get(variant, ())
+        moved = against(of_the_same_seeds(full, ablated), ablated, "motion")
         text = f"without {title} there is less motion, outside its interval"
         found.append(Goal(text + _shown(moved), None if moved is None else moved.upper < 0))
     return found

@@ -16,7 +16,14 @@ from cluster.evaluation.figures import figure_of
 from cluster.evaluation.page import page
 from cluster.evaluation.paper import ABLATION_COLUMNS, ABLATIONS, MAIN, MAIN_COLUMNS
 from cluster.evaluation.reproduce import Plan
-from cluster.evaluation.reproduction import VARIANTS, Goal, against, goals, seed_mean
+from cluster.evaluation.reproduction import (
+    VARIANTS,
+    Goal,
+    against,
+    goals,
+    of_the_same_seeds,
+    seed_mean,
+)
 from cluster.evaluation.result import ARROWS, Side, change
 from cluster.evaluation.statistics import estimate
 from cluster.report.style import PARTS, STAGES, figure, line
@@ -41,8 +48,8 @@ CURVES = {"reward": ("reward", "mean"), "PSNR": ("raw", "psnr", "mean"), "gold":
 DIFFERENCES = (
     "Means over pairs, each averaged over a variant's runs first; behind them the paired "
     "difference with its 95 % interval over prompts: of references and the full method from the "
-    "base, of an ablation from the full method. Failures count clips that a scorer found nothing "
-    "in."
+    "base, of an ablation from the full method's runs of the same seeds. Failures count clips that "
+    "a scorer found nothing in."
 )
 
 Sides = Mapping[str, Sequence[Side]]
@@ -89,6 +96,8 @@ def table(sides: Sides) -> list[dict[str, Any]]:
         if not own or (name == TRAINED and not sides.get(reference)):
             continue
         others = sides.get(reference, ())
+        if reference == "full":
+            others = of_the_same_seeds(others, own)
         rows.append(
             {
                 "name": name,

@@ -9,7 +9,7 @@ import asyncio
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -341,9 +341,17 @@ def test_sigterm_while_the_ranks_load_ends_the_run_with_the_checkpoint_that_is_t
     assert (after.step, after.weights_checksum) == (2, before.weights_checksum)
 
 
+@pytest.fixture
+def answered() -> Iterator[None]:
+    """Ctrl-C as in a terminal: a shell's background jobs, and CI's, may have it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_leaves_a_checkpoint_and_the_run_goes_on(
-    smallest: Build, kind: signal.Signals
+    smallest: Build, kind: signal.Signals, answered: None
 ) -> None:
     config = smallest(*LOOP, "checkpoint.every=100", "max_staleness=1", "steps=8")
     slow = Durations(0.02, 0.01, learner_s=0.03)
@@ -373,7 +381,7 @@ def test_a_signal_leaves_a_checkpoint_and_the_run_goes_on(
     assert not list(Path(config.run).glob("**/*.partial"))
 
 
-def test_a_second_interrupt_ends_the_run_at_once(smallest: Build) -> None:
+def test_a_second_interrupt_ends_the_run_at_once(smallest: Build, answered: None) -> None:
     """Also while something holds the event loop, as a worker's call does under --local."""
     config = smallest(*LOOP, "checkpoint.every=100", "steps=8")
     handler = signal.getsignal(signal.SIGINT)
@@ -392,3 +400,23 @@ def test_a_second_interrupt_ends_the_run_at_once(smallest: Build) -> None:
         asyncio.run(train())
     assert CheckpointStore(config.run).newest_valid().checkpoint is None
     assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_a_run_in_the_background_of_a_script_leaves_its_interrupts_alone(smallest: Build) -> None:
+    """A shell has its background jobs ignore Ctrl-C, which is meant for another command."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    config = smallest(*LOOP, "steps=2")
+
+    def say(line: str) -> None:
+        if line.startswith("step    1/2"):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    async def train() -> RunState:
+        trainer, state = simulated_trainer(config, simulated_workers(config, FAST), say)
+        return await trainer.train(state)
+
+    try:
+        assert asyncio.run(train()).step == 2
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
