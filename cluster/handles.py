@@ -78,6 +78,7 @@ def connect() -> None:
             ) from None
     else:
         ray.init(
+            "local",  # not whatever cluster somebody else runs on this machine
             include_dashboard=False,
             logging_level=logging.WARNING,
             _node_ip_address=LOOPBACK,
