@@ -27,7 +27,7 @@ from cluster.buffer import (
 )
 from cluster.checkpoint import InFlight
 from cluster.ledger import SampleRow, Status
-from cluster.lost import ObjectGone, PoolLost, WorkerLost
+from cluster.lost import MAX_LOSSES, ObjectGone, PoolLost, WorkerLost
 from cluster.pool import Ref
 from cluster.pools import GroupRollout, Published, Rewards, Rollouts, SampleScores
 from cluster.versions import Lineages
@@ -45,8 +45,6 @@ SPLIT_OF_PHASE: dict[Phase, str] = {"main": "train", "dynamic": "dynamic"}
 
 SHOWN_FAILURES = 3
 """Commonest reasons that an error names."""
-MAX_LOSSES = 3
-"""A group whose videos were lost this often, before they were scored, is dropped."""
 
 
 class RequestSource:
@@ -92,21 +90,18 @@ class RequestSource:
 
     def repeat(self, entry: InFlight) -> RolloutRequest:
         """A group that was in flight when the run stopped. ValueError where its prompt is gone."""
-        return self.request(entry.group, self.prompt(entry))
+        prompt = self.prompt(entry)
+        if prompt is None:
+            raise ValueError(
+                f"group {entry.group} was in flight on prompt {entry.prompt_id!r}, which is no "
+                f"longer in the {SPLIT_OF_PHASE[entry.phase]} set"
+            )
+        return self.request(entry.group, prompt)
 
-    def has(self, entry: InFlight) -> bool:
-        """Whether the prompt of a group that was issued is still in its set."""
-        return any(p.id == entry.prompt_id for p in self.prompts[SPLIT_OF_PHASE[entry.phase]])
-
-    def prompt(self, entry: InFlight) -> Prompt:
-        """The prompt of a group that was issued. ValueError where it is gone."""
-        for prompt in self.prompts[SPLIT_OF_PHASE[entry.phase]]:
-            if prompt.id == entry.prompt_id:
-                return prompt
-        raise ValueError(
-            f"group {entry.group} was in flight on prompt {entry.prompt_id!r}, which is no longer "
-            f"in the {SPLIT_OF_PHASE[entry.phase]} set"
-        )
+    def prompt(self, entry: InFlight) -> Prompt | None:
+        """The prompt of a group that was issued; None where its set has it no more."""
+        found = self.prompts[SPLIT_OF_PHASE[entry.phase]]
+        return next((prompt for prompt in found if prompt.id == entry.prompt_id), None)
 
 
 @dataclass(slots=True)
@@ -251,8 +246,7 @@ class Collector:
         """Issue these groups before any other, under the serial numbers that they had, and then
         the prompts of those that were dropped."""
         self._repeats.extend(sorted(in_flight, key=lambda entry: entry.group))
-        # They have their fate; one whose prompt is gone from its set is owed nothing.
-        self._again.extend(entry for entry in dropped if self.source.has(entry))
+        self._again.extend(dropped)
 
     def restore(self, record: GroupRecord, ready: ReadyGroup) -> None:
         """Take a group that an earlier start of the run rolled out and scored."""
@@ -323,11 +317,13 @@ class Collector:
         self._again.sort(key=lambda entry: entry.group)
         while self.buffer.room and (phase := self.buffer.wanted(self.phases(self.step))):
             again = next((entry for entry in self._again if entry.phase == phase), None)
-            if again is None:
-                self._begin(self.source.draw(phase), phase)
-            else:
+            prompt = None
+            if again is not None:
                 self._again.remove(again)
-                self._begin(self.source.issue(self.source.prompt(again)), phase)
+                prompt = self.source.prompt(again)  # gone from its set: it has its fate already
+            self._begin(
+                self.source.draw(phase) if prompt is None else self.source.issue(prompt), phase
+            )
         self.rollouts.pool.meter.change(blocked=self.buffer.room == 0)
 
     def _begin(self, request: RolloutRequest, phase: Phase) -> None:

@@ -338,9 +338,11 @@ def _weights(config: RunConfig, reports: Sequence[NodeReport]) -> Finding:
 
 def _disk(reports: Sequence[NodeReport]) -> Finding:
     problems = []
-    workers = [r for r in reports if r.gpus] or reports
+    on_gpus = any(r.gpus for r in reports)
+    most = 0
     for r in reports:
-        fetched = r.to_fetch if r in workers else 0
+        fetched = r.to_fetch if r.gpus or not on_gpus else 0  # a head without GPUs loads none
+        most = max(most, fetched)
         shared = SPARE_DISK if r.one_disk and fetched else 0.0
         for what, free, enough in (
             ("temporary files", r.disk_free, SPARE_DISK),
@@ -352,7 +354,6 @@ def _disk(reports: Sequence[NodeReport]) -> Finding:
                     "are needed"
                 )
     least = min((r.disk_free for r in reports), default=0)
-    most = max((r.to_fetch for r in workers), default=0)
     fine = f"{least / GB:.0f} GB free" + (f", {most / GB:.0f} GB to be fetched" if most else "")
     return _finding("disk", problems, fine, "free some, or move TMPDIR or HF_HOME")
 

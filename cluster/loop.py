@@ -43,7 +43,7 @@ from cluster.examination import Examination
 from cluster.inflight import read_in_flight
 from cluster.lease import Holding
 from cluster.ledger import Ledger, SampleRow
-from cluster.lost import ObjectGone
+from cluster.lost import MAX_LOSSES, ObjectGone
 from cluster.metrics import MetricsLog, pool_state, stage_clocks, step_row
 from cluster.patience import missing_is_fine
 from cluster.pools import Published, Workers
@@ -52,7 +52,7 @@ from cluster.recovery import DurableLearner
 from cluster.repeats import Repetition
 from cluster.saving import Saver, Snapshot
 from cluster.startup import prove_run
-from cluster.storage import evaluated_kinds, missing_evaluations
+from cluster.storage import evaluated_kinds, evaluation_kind, missing_evaluations
 from learner.batch import flat_keys
 from learner.rank import StepReport
 from learner.schedule import Phase, phase_of
@@ -61,9 +61,6 @@ T = TypeVar("T")
 
 MAX_BAD_UPDATES = 3
 """Skipped (non-finite) updates in a row that stop a run."""
-
-MAX_LOSSES = 3
-"""Times that an evaluation whose videos were lost is repeated."""
 
 
 class DivergedError(RunStopped):
@@ -184,7 +181,7 @@ class Trainer:
                 lambda: prove_run(self.config, self.workers, prompts, weights, say)
             )
         )
-        rows = self.metrics.rows("eval", "ema")
+        rows = self.metrics.rows(*map(evaluation_kind, (False, True)))
         missing = missing_evaluations(self.config, self.metrics.folder, state.step, rows)
         await self._evaluate_if_due(state.step, weights, missing)
         url = self.checkpoints.url(state.step)

@@ -31,5 +31,9 @@ class LearnerTooLarge(LearnerLost):
     )
 
 
+MAX_LOSSES = 3
+"""Times that the same objects may be lost and made again."""
+
+
 class ObjectGone(RuntimeError):
     """An object that a ref names was lost with its node, or evicted; it has to be made again."""

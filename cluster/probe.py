@@ -226,7 +226,7 @@ def _on_hub(model: str) -> Weights:
             f"{model} is not in the cache {cache}, and {endpoint} is not reached: {reason}"
         )
     # Nothing else is read from a hub.
-    sizes = [f.get("size") or 0 for f in files if f["rfilename"].endswith(".safetensors")]
+    sizes = [f.get("size") or 0 for f in files if f.get("rfilename", "").endswith(".safetensors")]
     return Weights(_write_problem(cache), sum(sizes))
 
 

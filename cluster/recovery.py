@@ -18,7 +18,7 @@ from typing import TypeVar
 from cluster.checkpoint import CheckpointStore, RunState
 from cluster.collect import Batch, GroupRecord, gather_or_cancel
 from cluster.config import RunStopped
-from cluster.lost import LearnerLost, ObjectGone
+from cluster.lost import MAX_LOSSES, LearnerLost, ObjectGone
 from cluster.patience import patiently
 from cluster.pools import Learner, Published, Rollouts
 from cluster.versions import Lineages
@@ -29,9 +29,6 @@ T = TypeVar("T")
 
 MAX_RECOVERIES = 3
 """Recoveries in a row, without a step between them, that stop the run."""
-
-MAX_LOSSES = 3
-"""Times that a batch's trajectories may be lost and made again."""
 
 
 class AccountError(RunStopped):

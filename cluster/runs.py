@@ -103,8 +103,7 @@ def _train(
 ) -> RunState:
     folder, store = RunFolder(config.run), CheckpointStore(config.run)
     state = start_or_resume(config, store, say)
-    evaluated = not missing_evaluations(config, folder, state.step, rows_before(folder, state.step))
-    if state.step >= config.steps and state.step > 0 and evaluated:
+    if _is_whole(config, folder, state.step):
         say(f"run {config.run} has all of its {config.steps} steps")
         show_result(folder, state.step, say)
         return state
@@ -175,6 +174,13 @@ def _train(
     say(f"final weights {state.weights_checksum[:16]} after {state.step} steps")
     show_result(folder, state.step, say)
     return state
+
+
+def _is_whole(config: RunConfig, folder: RunFolder, step: int) -> bool:
+    """Whether nothing is left to do: all steps, and the evaluations of the last one."""
+    if not 0 < step >= config.steps:
+        return False
+    return not missing_evaluations(config, folder, step, rows_before(folder, step))
 
 
 def start_or_resume(

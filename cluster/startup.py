@@ -17,7 +17,7 @@ from actors.sde import schedule_hash, sigma_schedule, step_moments
 from actors.trajectory import LoraWeights, RolloutRequest, WeightsVersion, weights_checksum
 from actors.worker import WorkerInfo
 from cluster.config import RunConfig, RunStopped
-from cluster.lost import ObjectGone
+from cluster.lost import MAX_LOSSES, ObjectGone
 from cluster.pools import DeliveryError, Learner, Published, Rollouts, Workers
 from learner.rank import RankInfo, RatioProof, StartupProofError
 from prompts.schema import Prompt
@@ -25,9 +25,6 @@ from rewards.known_answer import KnownAnswerError
 
 PROOF_GROUP = 2**62
 """Serial number of the group that the ratio proofs look at; never trained on."""
-
-MAX_LOSSES = 3
-"""Times that the trajectories of the ratio proof may be lost."""
 
 
 class RunRefused(RunStopped):

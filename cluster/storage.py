@@ -39,14 +39,18 @@ def replace_local(fs: AbstractFileSystem, path: str, data: bytes, partial: str) 
     """Replace a whole file of a local disk by way of `partial`: after a kill or a power cut there
     are the old bytes or the new ones."""
     fs.pipe_file(partial, data)
-    for name, move in ((partial, True), (os.path.dirname(path), False)):
-        handle = os.open(name, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-        if move:
-            fs.mv(partial, path)
+    _flush(partial)
+    fs.mv(partial, path)
+    _flush(os.path.dirname(path))
+
+
+def _flush(path: str) -> None:
+    """Bring a local file, or a folder's names, from memory to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 class RunFolder:

@@ -82,8 +82,9 @@ class ShardedAdamW:
         for name, gradient in self._gradients():
             self._shards[name].grad = gradient.mul_(scale)
         if self._config.decay_updates:
+            rate = learning_rate_after(self.updates(), self._config)
             for group in self._adamw.param_groups:
-                group["lr"] = learning_rate_after(self.updates(), self._config) * group["share"]
+                group["lr"] = rate * group["share"]
         self._adamw.step()
 
     def updates(self) -> int:
@@ -99,16 +100,14 @@ class ShardedAdamW:
         log p is a mean over a clip's latents, so that gradients fall with its size.
         """
         corrected = 1.0 - self._config.betas[1] ** self.updates()
-        damped, count = 0.0, 0
+        damped, count, epsilon = 0.0, 0, self._config.adam_epsilon
         for name, shard in self._shards.items():
-            seen = self._adamw.state[shard]["exp_avg_sq"]
-            seen = seen[seen > 0]
-            if self._config.lora_a_share or ".lora_A." not in name:
-                root = (seen / corrected).sqrt_().double()
-                damped += float(
-                    (self._config.adam_epsilon / (root + self._config.adam_epsilon)).sum()
-                )
-                count += len(seen)
+            if ".lora_A." in name and not self._config.lora_a_share:
+                continue
+            moment = self._adamw.state[shard]["exp_avg_sq"]
+            root = (moment[moment > 0] / corrected).sqrt_().double()
+            damped += float((epsilon / (root + epsilon)).sum())
+            count += len(root)
         sums = torch.tensor([[damped, float(count)]], dtype=torch.float64)
         total = all_gather_rows(sums, self._config.ranks).sum(dim=0)
         return float(total[0] / total[1]) if total[1] else 0.0

@@ -20,7 +20,7 @@ from cluster.clips import INDEX, Clip, write_index
 from cluster.config import ConfigError, RunConfig, flatten, resolve_model
 from cluster.evaluation.sources import Source
 from cluster.local import local_rollouts
-from cluster.lost import ObjectGone
+from cluster.lost import MAX_LOSSES, ObjectGone
 from cluster.patience import again
 from cluster.pools import Published, Rollouts
 from cluster.storage import RunFolder
@@ -28,8 +28,6 @@ from cluster.video import encode_mp4
 from prompts.schema import Prompt
 
 IDENTITY = "sampling.json"
-MAX_LOSSES = 3
-"""Times that the same clips may be lost with the nodes that hold them."""
 MODEL_END = 1 << 20
 """Bytes of each end of a model's file that tell it from another."""
 SAMPLER = ("policy.", "rollout.shift", "rollout.eval_sampling_steps", "rollout.frames",

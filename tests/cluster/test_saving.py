@@ -24,7 +24,7 @@ from benchmarks.simulated import (
     simulated_workers,
 )
 from cluster.audit import audit_run
-from cluster.checkpoint import CheckpointStore, RunState
+from cluster.checkpoint import CheckpointStore, InFlight, RunState
 from cluster.config import RunConfig
 from cluster.lease import Holding, RunTaken
 from cluster.ledger import read_chain
@@ -150,6 +150,21 @@ def test_the_prompt_of_a_dropped_group_is_issued_again_after_a_stop_as_without_o
     assert train(config, lambda workers, _: unscored(workers)).step == 6
     assert prompts(config) == prompts(whole)
     assert audit_run(config.run).findings == ()
+
+
+def test_a_dropped_group_whose_prompt_has_left_the_set_is_owed_nothing(smallest: Build) -> None:
+    config = smallest(*LOOP)
+
+    def prepare(workers: Workers, trainer: Trainer) -> None:
+        gone = InFlight(group=0, phase="main", prompt_id="no such prompt")
+        trainer.collector.resume((), (gone,))
+        assert trainer.collector.dropped() == (gone,)
+
+    assert train(config, prepare).step == 6
+    saved = CheckpointStore(config.run).newest_valid().checkpoint
+    assert saved is not None
+    assert saved.state.again == ()
+    assert saved.state.cursors["train"] == 12
 
 
 def test_a_group_scored_since_the_last_step_is_kept_and_not_issued_again(
